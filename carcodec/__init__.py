@@ -1,0 +1,31 @@
+"""carcodec: a downscale-then-compress image codec with learned resampling.
+
+>>> import carcodec
+>>> encoded = carcodec.encode(Image.open("photo.png"))
+>>> Path("photo.carimg").write_bytes(encoded.data)
+>>> carcodec.decode(encoded.data).save("restored.png")
+
+Importing it registers the ``.carimg`` format with Pillow.
+"""
+
+from carcodec.codec import Encoded, decode, decode_array, encode, thumbnail
+from carcodec.container import Carimg, Header, read, read_header, write
+from carcodec.errors import CarcodecError
+from carcodec.plugins import pillow as _pillow
+
+__version__ = "0.1.0"
+__all__ = [
+    "CarcodecError",
+    "Carimg",
+    "Encoded",
+    "Header",
+    "decode",
+    "decode_array",
+    "encode",
+    "read",
+    "read_header",
+    "thumbnail",
+    "write",
+]
+
+_pillow.register()

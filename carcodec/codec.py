@@ -1,0 +1,340 @@
+"""Encode a photo to .carimg bytes and back; reads as the diagram in the README does.
+
+    photo → pixels → downscaler → LR → storage codec → container → bytes
+    photo ← pixels ← upscaler   ← LR ← storage codec ← container ← bytes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from carcodec import container, pixels, storage, tiling, zoo
+from carcodec.errors import ImageError, LimitError, StorageError
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "DEFAULT_STORAGE",
+    "MAX_PIXELS",
+    "Encoded",
+    "decode",
+    "decode_array",
+    "encode",
+    "thumbnail",
+]
+
+DEFAULT_MODEL = "car-x2"
+DEFAULT_STORAGE = "jpegxl"
+MAX_PIXELS = 2**30  # HR pixels; more is refused before anything is allocated
+
+Report = Callable[[float], None]
+
+
+def _quiet(share: float) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A finished .carimg.
+
+    Attributes:
+        data: the file's bytes.
+        header: what it says of itself.
+    """
+
+    data: bytes
+    header: container.Header
+
+    @property
+    def bpp(self) -> float:
+        """Bits per HR pixel, whole file."""
+        return 8 * len(self.data) / (self.header.width * self.header.height)
+
+
+def encode(
+    photo: Image.Image | NDArray[Any],
+    *,
+    model: str = DEFAULT_MODEL,
+    storage_codec: str = DEFAULT_STORAGE,
+    quality: int | None = None,
+    alpha_quality: int | None = None,
+    engine: str = "auto",
+    threads: int = 0,
+    tile: int = 0,
+    progress: Report = _quiet,
+) -> Encoded:
+    """Encode a Pillow image or a uint8/uint16 array.
+
+    Args:
+        photo: see :func:`carcodec.pixels.from_image` and :func:`~carcodec.pixels.from_array`
+            for the modes and shapes accepted.
+        model: name of an installed model; its newest version is taken.
+        storage_codec: how LR is stored: png, jpegls, jpeg2000, jpegxl, avif or webp.
+        quality: 0…100 on the storage codec's scale; ``None`` stores LR losslessly.
+        alpha_quality: 0…100 stores alpha lossily as WebP; ``None`` losslessly.
+        engine, threads: what runs the network; 0 threads means all cores.
+        tile: window side in LR pixels; 0 chooses. It never changes the result.
+        progress: called with the finished share, 0…1.
+
+    Raises:
+        ImageError, LimitError: the picture cannot be taken.
+        ModelNotFoundError, EngineError, StorageError: as their names say.
+    """
+    taken = pixels.from_image(photo) if isinstance(photo, Image.Image) else pixels.from_array(photo)
+    card = zoo.find(model)
+    codec = storage.by_name(storage_codec)
+    height, width = taken.colour.shape[:2]
+    _check_size(width, height)
+    header = container.Header(
+        width,
+        height,
+        card.scale,
+        _mode_number(taken.mode),
+        codec.number,
+        255 if quality is None else quality,
+        card.name,
+        card.version,
+        card.short_digest,
+    )
+    if quality is not None and not 0 <= quality <= 100:
+        raise StorageError(f"quality must be from 0 to 100, not {quality}")
+    small = downscale(taken.colour, card, engine, threads, tile, progress)
+    alpha, alpha_number = None, 0
+    if taken.alpha is not None and taken.alpha.min() < 255:
+        alpha_codec = storage.by_name("webp" if alpha_quality is not None else "jpegxl")
+        alpha = alpha_codec.encode(taken.alpha, alpha_quality)
+        alpha_number = alpha_codec.number
+    file = container.Carimg(
+        header,
+        codec.encode(small, quality),
+        alpha,
+        alpha_number,
+        255 if alpha_quality is None else alpha_quality,
+        taken.icc,
+        taken.exif,
+        taken.xmp,
+    )
+    return Encoded(container.write(file), header)
+
+
+def decode(
+    data: bytes | container.Carimg,
+    *,
+    engine: str = "auto",
+    threads: int = 0,
+    tile: int = 0,
+    progress: Report = _quiet,
+) -> Image.Image:
+    """Restore the full-size photo as a Pillow image of the original's mode.
+
+    EXIF, ICC and XMP are in ``info`` under Pillow's usual keys (``exif``, ``icc_profile``, ``xmp``).
+    16-bit colour, which Pillow has no mode for, becomes 8-bit: see :func:`decode_array`.
+
+    Raises:
+        ContainerError, DigestMismatchError: not a sound .carimg file.
+        StorageError: a codestream in it is damaged.
+        ModelNotFoundError: the model it asks for is not installed.
+        LimitError: larger than :data:`MAX_PIXELS`.
+    """
+    return pixels.to_image(_restore(data, engine, threads, tile, progress))
+
+
+def decode_array(
+    data: bytes | container.Carimg,
+    *,
+    engine: str = "auto",
+    threads: int = 0,
+    tile: int = 0,
+    progress: Report = _quiet,
+) -> NDArray[Any]:
+    """Restore the photo as an array ``(H, W)`` or ``(H, W, 2…4)``, uint8, or uint16 if it was.
+
+    Raises: as :func:`decode`.
+    """
+    return pixels.to_array(_restore(data, engine, threads, tile, progress))
+
+
+def thumbnail(data: bytes | container.Carimg) -> Image.Image:
+    """The stored small image, ``1/scale`` of the photo's size; needs no model and no network.
+
+    Alpha, if any, is downscaled to it. Colour profile in ``info["icc_profile"]``.
+
+    Raises: as :func:`decode`, but never for the model.
+    """
+    file = data if isinstance(data, container.Carimg) else container.read(data)
+    small = stored_image(file)
+    image = Image.fromarray(small)
+    alpha = _alpha(file)
+    if alpha is not None:
+        image.putalpha(Image.fromarray(alpha).resize(image.size, Image.Resampling.BOX))
+    if file.icc:
+        image.info["icc_profile"] = file.icc
+    return image
+
+
+def stored_image(file: container.Carimg) -> storage.Pixels:
+    """LR as an array, ``(h, w)`` or ``(h, w, 3)`` uint8. Raises: as :func:`thumbnail`."""
+    header = file.header
+    _check_size(header.width, header.height)
+    codec = storage.by_number(header.storage)
+    return codec.decode(file.lr, header.lr_size, header.lr_channels)
+
+
+def downscale(
+    colour: pixels.Plane,
+    card: zoo.ModelCard,
+    engine: str = "auto",
+    threads: int = 0,
+    tile: int = 0,
+    progress: Report = _quiet,
+) -> storage.Pixels:
+    """HR ``(H, W)`` or ``(H, W, 3)`` to LR ``(h, w)`` or ``(h, w, 3)`` uint8 by the model's downscaler."""
+    scale = card.scale
+    height, width = colour.shape[:2]
+    lr_width, lr_height = container.ceil_div(width, scale), container.ceil_div(height, scale)
+    # the network wants an even number of LR pixels a side, four at least
+    padded = (max(4, lr_width + lr_width % 2), max(4, lr_height + lr_height % 2))
+    small = np.empty((lr_height, lr_width, *colour.shape[2:]), np.uint8)
+    peak = np.float32(65535 if colour.dtype == np.uint16 else 255)
+
+    def read(rows: slice, columns: slice) -> NDArray[np.float32]:
+        part = colour[rows, columns]
+        missing = [(0, rows.stop - rows.start - part.shape[0])]
+        missing += [(0, columns.stop - columns.start - part.shape[1])]
+        if any(after for _, after in missing):
+            part = np.pad(part, missing + [(0, 0)] * (part.ndim - 2), "edge")
+        return _network_input(part, peak)
+
+    def write(rows: slice, columns: slice, block: NDArray[np.float32]) -> None:
+        # Round again: 255 times a rounded fraction can fall just short of its integer.
+        levels = np.rint(block * np.float32(255)).astype(np.uint8)
+        target = small[rows, columns]
+        levels = levels[:, : target.shape[0], : target.shape[1]]
+        target[...] = levels.transpose(1, 2, 0) if target.ndim == 3 else levels[0]
+
+    window = tile or (256 if scale <= 2 else 192)
+    tiling.run(
+        _network(card, "downscaler", engine, threads),
+        padded,
+        _even(card.downscaler.halo),
+        _even(max(window, 2 * card.downscaler.halo + 4)),
+        read,
+        write,
+        read_scale=scale,
+        progress=progress,
+    )
+    return small
+
+
+def upscale(
+    small: storage.Pixels,
+    size: tuple[int, int],
+    bits: int,
+    card: zoo.ModelCard,
+    engine: str = "auto",
+    threads: int = 0,
+    tile: int = 0,
+    progress: Report = _quiet,
+) -> pixels.Plane:
+    """LR to HR of ``size`` (width, height) by the model's upscaler; uint16 if ``bits`` is 16."""
+    width, height = size
+    peak = np.float32(65535 if bits == 16 else 255)
+    colour: Any = np.empty((height, width, *small.shape[2:]), np.uint16 if bits == 16 else np.uint8)
+
+    def read(rows: slice, columns: slice) -> NDArray[np.float32]:
+        return _network_input(small[rows, columns], np.float32(255))
+
+    def write(rows: slice, columns: slice, block: NDArray[np.float32]) -> None:
+        target = colour[rows, columns]
+        block = block[:, : target.shape[0], : target.shape[1]]
+        if target.ndim == 2:
+            block = block.mean(0, keepdims=True)
+        scaled = block * peak
+        scaled += np.float32(0.5)
+        levels = np.clip(scaled, 0, peak, out=scaled).astype(colour.dtype)
+        target[...] = levels.transpose(1, 2, 0) if target.ndim == 3 else levels[0]
+
+    tiling.run(
+        _network(card, "upscaler", engine, threads),
+        (small.shape[1], small.shape[0]),
+        card.upscaler.halo,
+        max(tile or 512, 2 * card.upscaler.halo + 1),
+        read,
+        write,
+        write_scale=card.scale,
+        progress=progress,
+    )
+    finished: pixels.Plane = colour
+    return finished
+
+
+def _restore(
+    data: bytes | container.Carimg, engine: str, threads: int, tile: int, progress: Report
+) -> pixels.Photo:
+    file = data if isinstance(data, container.Carimg) else container.read(data)
+    header = file.header
+    _check_size(header.width, header.height)
+    card = zoo.find(header.model, header.model_version, header.model_digest)
+    if card.scale != header.scale:
+        raise ImageError(
+            f"the file says scale {header.scale}, its model {card.name} has scale {card.scale}"
+        )
+    small = stored_image(file)
+    size = (header.width, header.height)
+    colour = upscale(small, size, header.bits, card, engine, threads, tile, progress)
+    alpha = _alpha(file)
+    if alpha is None and header.has_alpha:
+        alpha = np.full(colour.shape[:2], 255, np.uint8)
+    return pixels.Photo(header.mode_name, colour, alpha, file.icc, file.exif, file.xmp)
+
+
+def _alpha(file: container.Carimg) -> NDArray[np.uint8] | None:
+    if file.alpha is None:
+        return None
+    codec = storage.by_number(file.alpha_storage)
+    return codec.decode(file.alpha, (file.header.width, file.header.height), 1)
+
+
+def _network_input(part: NDArray[Any], peak: np.float32) -> NDArray[np.float32]:
+    """``(h, w)`` or ``(h, w, 3)`` levels to ``(1, 3, h, w)`` float32 in [0, 1]."""
+    planes = np.ascontiguousarray(part.transpose(2, 0, 1) if part.ndim == 3 else part[None])
+    scaled = planes.astype(np.float32)
+    scaled /= peak
+    return scaled[None] if len(scaled) == 3 else np.repeat(scaled[None], 3, 1)
+
+
+def _network(card: zoo.ModelCard, side: str, engine: str, threads: int) -> Any:
+    """The loaded network, kept for the next photo."""
+    from carcodec import engines
+
+    key = (str(card.folder), card.digest, side, engine, threads)
+    if key not in _NETWORKS:
+        if len(_NETWORKS) >= 8:
+            _NETWORKS.pop(next(iter(_NETWORKS)))
+        _NETWORKS[key] = engines.get(engine).load(card, side, threads)
+    return _NETWORKS[key]
+
+
+_NETWORKS: dict[tuple[str, str, str, str, int], Any] = {}
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise LimitError(
+            f"{width}×{height} is more than {MAX_PIXELS // 2**20} megapixels: "
+            "raise carcodec.codec.MAX_PIXELS if you trust the source"
+        )
+
+
+def _mode_number(name: str) -> int:
+    return next(number for number, mode in container.MODES.items() if mode[0] == name)
+
+
+def _even(value: int) -> int:
+    return value + value % 2

@@ -1,0 +1,1 @@
+"""The papers' networks in PyTorch, one file a paper."""

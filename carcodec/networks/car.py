@@ -1,0 +1,297 @@
+"""CAR: content adaptive resampler and the EDSR upscaler it is trained with.
+
+Source: W. Sun and Z. Chen, "Learned Image Downscaling for Upscaling Using Content
+Adaptive Resampler", IEEE TIP 2020. Equation numbers are the paper's. Written from the
+paper's text; the authors' GPL implementation was not used.
+
+Images are float tensors ``(N, 3, H, W)``, RGB in [0, 1].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = [
+    "EDSR",
+    "ResamplerNet",
+    "adaptive_resample",
+    "bicubic_kernel",
+    "bounded_offsets",
+    "normalised_weights",
+    "offset_distance_loss",
+    "partial_tv_loss",
+    "soft_round",
+]
+
+
+class _SoftRound(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.alpha = alpha
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return gradient * (1 - ctx.alpha * torch.cos(2 * torch.pi * x)), None
+
+
+def soft_round(x: Tensor, alpha: float = 0.5) -> Tensor:
+    """Round to the nearest integer, with the gradient of ``x - alpha sin(2 pi x)/(2 pi)`` (eq. 7).
+
+    ``x`` is in integer levels (0…255), any shape; ``alpha`` in [0, 1] scales how much the
+    gradient shrinks around integers.
+    """
+    rounded: Tensor = _SoftRound.apply(x, alpha)  # type: ignore[no-untyped-call]
+    return rounded
+
+
+def bicubic_kernel(scale: int, size: int) -> Tensor:
+    """Antialiased bicubic (a = -0.5) downscaling kernel, ``(size, size)``, summing to 1.
+
+    The taps stand where :func:`adaptive_resample` puts its undisplaced ones: centred on the
+    LR pixel, one HR pixel apart. Support beyond ``size`` is cut off before normalising.
+    """
+    x = ((torch.arange(size, dtype=torch.float64) - (size - 1) / 2) / scale).abs()
+    inner = 1.5 * x**3 - 2.5 * x**2 + 1
+    outer = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    line = torch.where(x <= 1, inner, torch.where(x < 2, outer, torch.zeros_like(x)))
+    line = line / line.sum()
+    return torch.outer(line, line).float()
+
+
+def normalised_weights(heads: Tensor, convex: bool) -> Tensor:
+    """Turn the kernel head ``(N, k*k, h, w)`` into weights that sum to 1 over dim 1.
+
+    ``convex``: negative entries become 1e-6, then each kernel is divided by its sum (no
+    negative lobes, as published). Otherwise the missing mass is spread evenly over the taps, which
+    leaves negative lobes free and lets LR carry more detail.
+    """
+    if convex:
+        positive = heads.clamp_min(1e-6)
+        return positive / positive.sum(1, keepdim=True)
+    return heads + (1 / heads.shape[1] - heads.mean(1, keepdim=True))
+
+
+def bounded_offsets(heads: Tensor, scale: int) -> Tensor:
+    """Turn the offset head ``(N, 2*k*k, h, w)`` into displacements of at most one LR pixel.
+
+    Result in HR pixels, in (-scale, scale); the first k*k planes are horizontal (the paper's
+    Delta Y, whose x counts rows), the rest vertical (its Delta X), taps in row-major order.
+    """
+    return scale * torch.tanh(heads)
+
+
+def adaptive_resample(image: Tensor, weights: Tensor, offsets: Tensor, scale: int) -> Tensor:
+    """Apply one kernel per LR pixel to the HR image (eq. 1-3), differentiable in all three.
+
+    Args:
+        image: ``(N, 3, H, W)`` float, with H and W multiples of ``scale``.
+        weights: ``(N, k*k, H/scale, W/scale)``, summing to 1 over dim 1.
+        offsets: ``(N, 2*k*k, H/scale, W/scale)`` HR pixels, horizontal then vertical.
+        scale: HR pixels per LR pixel.
+
+    Returns:
+        ``(N, 3, H/scale, W/scale)``, not clamped. Reads outside the image reflect about the
+        centre of its border pixels.
+    """
+    n, taps, h, w = weights.shape
+    height, width = image.shape[-2:]
+    k = round(taps**0.5)
+    like: dict[str, Any] = {"dtype": offsets.dtype, "device": offsets.device}
+    tap = torch.arange(k, **like) - (k - 1) / 2
+    x = (torch.arange(w, **like) + 0.5) * scale - 0.5 + tap.repeat(k).view(-1, 1, 1)
+    y = ((torch.arange(h, **like) + 0.5) * scale - 0.5)[:, None] + tap.repeat_interleave(k).view(
+        -1, 1, 1
+    )
+    dx, dy = offsets.chunk(2, 1)
+    x = torch.add(x * (2 / (width - 1)) - 1, dx, alpha=2 / (width - 1))
+    y = torch.add(y * (2 / (height - 1)) - 1, dy, alpha=2 / (height - 1))
+    grid = torch.stack((x, y), -1).view(n, taps * h, w, 2)
+    read = functional.grid_sample(
+        image, grid, mode="bilinear", padding_mode="reflection", align_corners=True
+    )
+    planes = read.view(n, image.shape[1], taps, h, w).unbind(1)
+    return torch.stack([(plane * weights).sum(1) for plane in planes], 1)
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, width: int, activation: nn.Module, residual_scale: float = 1.0) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.activation = activation
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.residual_scale = residual_scale
+        with torch.no_grad():  # a block that starts near the identity trains faster
+            self.second.weight *= 0.1
+            nn.init.zeros_(self.second.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.activation(self.first(x)))
+        return x + (y if self.residual_scale == 1 else self.residual_scale * y)
+
+
+class ResamplerNet(nn.Module):
+    """Estimate each LR pixel's kernel and offsets from the HR image (section III-A).
+
+    Features live at half the LR resolution: a strided convolution whose kernel covers 3×3
+    such cells maps the image to ``width`` channels, ``blocks`` residual blocks follow, and two
+    branches of ``head_width`` channels bring the features up ×2 by sub-pixel convolution.
+    The paper's size is ``width=128, blocks=5, head_width=256``.
+
+    Args:
+        scale: HR pixels per LR pixel.
+        kernel: k, taps a side on the HR grid; the paper's 3×3 LR pixels are ``3*scale``.
+        convex: see :func:`normalised_weights`.
+    """
+
+    def __init__(
+        self,
+        scale: int,
+        width: int = 128,
+        blocks: int = 5,
+        head_width: int = 256,
+        kernel: int | None = None,
+        convex: bool = False,
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.kernel = kernel or 3 * scale
+        self.convex = convex
+        taps = self.kernel**2
+        cell = 2 * scale
+        self.head = nn.Conv2d(3, width, 3 * cell, stride=cell, padding=cell)
+        self.body = nn.Sequential(
+            *(_ResidualBlock(width, nn.LeakyReLU(0.2)) for _ in range(blocks))
+        )
+        self.weights = self._branch(width, head_width, taps)
+        self.offsets = self._branch(width, head_width, 2 * taps)
+        with torch.no_grad():  # start as bicubic downscaling, undisplaced
+            last: Any = self.weights[-1]
+            last.weight *= 0.05
+            last.bias.copy_(bicubic_kernel(scale, self.kernel).flatten())
+            last = self.offsets[-1]
+            last.weight *= 0.05
+            last.bias.zero_()
+
+    @staticmethod
+    def _branch(width: int, head_width: int, outputs: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(width, head_width, 3, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(head_width, 4 * head_width, 1),
+            nn.PixelShuffle(2),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(head_width, outputs, 1),
+        )
+
+    @property
+    def halo(self) -> int:
+        """Receptive-field radius of the kernels in LR pixels (the taps themselves reach 3)."""
+        return 2 * (2 + 2 * len(self.body))
+
+    def heads(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw kernel and offset heads, ``(N, k*k, h, w)`` and ``(N, 2*k*k, h, w)``."""
+        x = functional.leaky_relu(self.head(image - 0.5), 0.2)
+        x = self.body(x)
+        return self.weights(x), self.offsets(x)
+
+    def kernels(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised weights and bounded offsets, as :func:`adaptive_resample` takes them."""
+        weights, offsets = self.heads(image)
+        return (
+            normalised_weights(weights.float(), self.convex),
+            bounded_offsets(offsets.float(), self.scale),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """HR ``(N, 3, H, W)`` in [0, 1] to LR ``(N, 3, H/s, W/s)``, neither clamped nor rounded."""
+        return adaptive_resample(image, *self.kernels(image), self.scale)
+
+
+class EDSR(nn.Module):
+    """EDSR-style upscaler (section III-C): residual blocks, global skip, sub-pixel output.
+
+    A 5×5 convolution initialised to bicubic interpolation carries the image around the
+    network, so that training starts from bicubic upscaling rather than from noise.
+    The paper's size is ``width=256, blocks=32, residual_scale=0.1``.
+    """
+
+    def __init__(
+        self, scale: int, width: int = 256, blocks: int = 32, residual_scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.head = nn.Conv2d(3, width, 3, padding=1)
+        self.body = nn.Sequential(
+            *(_ResidualBlock(width, nn.ReLU(), residual_scale) for _ in range(blocks)),
+        )
+        self.tail = nn.Conv2d(width, 3 * scale**2, 3, padding=1)
+        self.skip = nn.Conv2d(3, 3 * scale**2, 5)
+        with torch.no_grad():
+            self.tail.weight *= 0.1
+            self.tail.bias.zero_()  # type: ignore[union-attr]
+            self.skip.weight.copy_(_bicubic_phases(scale))
+            self.skip.bias.zero_()  # type: ignore[union-attr]
+
+    @property
+    def halo(self) -> int:
+        """Receptive-field radius in LR pixels."""
+        return 2 + 2 * len(self.body)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """LR ``(N, 3, h, w)`` in [0, 1] to HR ``(N, 3, s*h, s*w)``, not clamped."""
+        x = self.head(image - 0.5)
+        x = self.tail(x + self.body(x))
+        around = self.skip(functional.pad(image, (2, 2, 2, 2), mode="replicate"))
+        return functional.pixel_shuffle(x + around, self.scale)
+
+
+def _bicubic_phases(scale: int) -> Tensor:
+    """Bicubic ×scale interpolation as a ``(3*scale**2, 3, 5, 5)`` sub-pixel convolution."""
+    lines = []
+    for phase in range(scale):
+        x = (torch.arange(5, dtype=torch.float64) - 2 - ((phase + 0.5) / scale - 0.5)).abs()
+        inner = 1.5 * x**3 - 2.5 * x**2 + 1
+        outer = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+        lines.append(torch.where(x <= 1, inner, torch.where(x < 2, outer, torch.zeros_like(x))))
+    phases = torch.stack(lines)
+    kernels = torch.einsum("ai,bj->abij", phases, phases).reshape(scale**2, 5, 5).float()
+    weight = torch.zeros(3, scale**2, 3, 5, 5)
+    for channel in range(3):
+        weight[channel, :, channel] = kernels
+    return weight.view(3 * scale**2, 3, 5, 5)
+
+
+def offset_distance_loss(offsets: Tensor, scale: int, eta: float = 1.0) -> Tensor:
+    """Mean over kernels of eq. 9, offsets taken in units of one LR pixel.
+
+    Taps far from the centre pay more for moving; ``eta`` is the paper's constant (its gradient
+    is zero, it only shifts the value). The sum over taps is divided by their number.
+    """
+    n, planes, h, w = offsets.shape
+    k = round((planes // 2) ** 0.5)
+    at = torch.arange(k, dtype=offsets.dtype, device=offsets.device) - (k - 1) / 2
+    distance = torch.sqrt(at[:, None] ** 2 + at[None] ** 2) / k
+    dx, dy = offsets.view(n, 2, k, k, h, w).unbind(1)
+    moved = torch.sqrt(dx**2 + dy**2 + 1e-12) / scale
+    return (eta + moved * distance[..., None, None]).mean()
+
+
+def partial_tv_loss(weights: Tensor, offsets: Tensor, scale: int) -> Tensor:
+    """Partial total variation of the offsets, weighted by the kernels (eq. 10), per LR pixel.
+
+    Vertical displacement is smoothed in the horizontal direction and the other way round, in
+    units of one LR pixel. Weights enter by magnitude, which matters for kernels with lobes.
+    """
+    taps = weights.shape[1]
+    dx, dy = (offsets / scale).chunk(2, 1)
+    mass = weights.abs()
+    vertical = (dy[..., :, 1:] - dy[..., :, :-1]).abs() * mass[..., :, :-1]
+    horizontal = (dx[..., 1:, :] - dx[..., :-1, :]).abs() * mass[..., :-1, :]
+    return vertical.sum(1).mean() + horizontal.sum(1).mean()

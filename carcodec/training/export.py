@@ -1,0 +1,176 @@
+"""Turn a checkpoint into the model artefact: a card and two ONNX files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import nn
+
+from carcodec.errors import TrainingError
+from carcodec.networks.car import EDSR, ResamplerNet
+from carcodec.training.graph import downscaler_graph, upscaler_graph
+from carcodec.training.loop import build_networks, load_checkpoint
+from carcodec.training.recipe import DownscalerRecipe, Recipe, Schedule, UpscalerRecipe
+
+__all__ = ["checkpoint_networks", "export"]
+
+
+def checkpoint_networks(path: Path) -> tuple[Recipe, nn.Module, nn.Module, dict[str, Any]]:
+    """A checkpoint's recipe, its averaged networks, and the raw state.
+
+    Raises:
+        TrainingError: missing, damaged, or not of this version's networks.
+    """
+    state = load_checkpoint(path)
+    try:
+        saved = dict(state["recipe"])
+        recipe = Recipe(
+            **saved
+            | {
+                "downscaler": DownscalerRecipe(**saved["downscaler"]),
+                "upscaler": UpscalerRecipe(**saved["upscaler"]),
+                "training": Schedule(**saved["training"]),
+            }
+        )
+        downscaler, upscaler = build_networks(recipe)
+        for side, network in (("downscaler", downscaler), ("upscaler", upscaler)):
+            own = {
+                k.removeprefix(f"{side}."): v
+                for k, v in state["average"].items()
+                if k.startswith(f"{side}.")
+            }
+            network.load_state_dict(own)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise TrainingError(f"the checkpoint {path} cannot be used: {error}") from error
+    return recipe, downscaler.eval(), upscaler.eval(), state
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    *,
+    data: str = "",
+    command: str = "",
+    measured: dict[str, float] | None = None,
+) -> Path:
+    """Write ``out/NAME-vVERSION/`` with ``card.toml``, ``downscaler.onnx`` and ``upscaler.onnx``.
+
+    ``data`` describes the training photos, ``command`` how it was trained, ``measured`` the
+    figures for the card.
+
+    Returns:
+        The card's path.
+
+    Raises:
+        TrainingError: a baseline without a learned downscaler, outputs that differ from PyTorch's,
+            or a model of that name and version with other weights is in the way.
+    """
+    recipe, downscaler, upscaler, state = checkpoint_networks(checkpoint)
+    if not isinstance(downscaler, ResamplerNet) or not isinstance(upscaler, EDSR):
+        raise TrainingError(f"{recipe.name} has no learned downscaler: baselines are not exported")
+    files = {
+        "downscaler": downscaler_graph(downscaler).SerializeToString(),
+        "upscaler": upscaler_graph(upscaler).SerializeToString(),
+    }
+    _compare(downscaler, upscaler, files)
+    halos = {"downscaler": downscaler.halo, "upscaler": upscaler.halo}
+    recipes = {
+        "downscaler": {
+            "width": recipe.downscaler.width,
+            "blocks": recipe.downscaler.blocks,
+            "head_width": recipe.downscaler.head_width,
+            "kernel": downscaler.kernel,
+            "convex": recipe.downscaler.convex,
+        },
+        "upscaler": {
+            "width": recipe.upscaler.width,
+            "blocks": recipe.upscaler.blocks,
+            "residual_scale": recipe.upscaler.residual_scale,
+        },
+    }
+    families = {"downscaler": recipe.downscaler.family, "upscaler": recipe.upscaler.family}
+    lines = [
+        f"name = {_toml(recipe.name)}",
+        f"version = {recipe.version}",
+        f"scale = {recipe.scale}",
+        f"description = {_toml(recipe.description)}",
+    ]
+    for side, payload in files.items():
+        network = downscaler if side == "downscaler" else upscaler
+        lines += [
+            "",
+            f"[{side}]  # {sum(p.numel() for p in network.parameters())} parameters",
+            f"family = {_toml(families[side])}",
+            f'file = "{side}.onnx"',
+            f'sha256 = "{hashlib.sha256(payload).hexdigest()}"',
+            f"halo = {halos[side]}  # LR pixels",
+            f"options = {_toml(recipes[side])}",
+        ]
+    training = {
+        "data": data,
+        "command": command,
+        "minutes": round(state["minutes"], 1),
+        "steps": state["step"],
+        "recipe": state["recipe"]["training"],
+    }
+    for title, table in (("training", training), ("measured", measured or {})):
+        lines += ["", f"[{title}]", *(f"{_toml(k)} = {_toml(v)}" for k, v in table.items())]
+    folder = out / f"{recipe.name}-v{recipe.version}"
+    card = folder / "card.toml"
+    folder.mkdir(parents=True, exist_ok=True)
+    for side, payload in files.items():
+        target = folder / f"{side}.onnx"
+        if target.exists() and target.read_bytes() != payload:
+            raise TrainingError(
+                f"{folder} holds other weights under the same name and version: "
+                "give the recipe a new version"
+            )
+        _write(target, payload)
+    _write(card, ("\n".join(lines) + "\n").encode())
+    return card
+
+
+def _compare(downscaler: nn.Module, upscaler: nn.Module, files: dict[str, bytes]) -> None:
+    generator = np.random.default_rng(7)
+    side = 48 * downscaler.scale  # type: ignore[operator]
+    smooth = torch.from_numpy(generator.random((1, 3, side // 8, side // 8), np.float32))
+    image = nn.functional.interpolate(smooth, (side, side), mode="bicubic").clamp(0, 1)
+    with torch.inference_mode():
+        small = downscaler(image).clamp(0, 1).mul(255).round().div(255)
+        restored = upscaler(small)
+    for name, source, expected, tolerance in (
+        ("downscaler", image, small, 1.01 / 255),
+        ("upscaler", small, restored, 1e-3),
+    ):
+        session = onnxruntime.InferenceSession(files[name], providers=["CPUExecutionProvider"])
+        found = session.run(None, {session.get_inputs()[0].name: source.numpy()})[0]
+        difference = np.abs(found - expected.numpy())
+        if difference.max() > tolerance or (difference > 1e-3).mean() > 1e-3:
+            raise TrainingError(
+                f"the exported {name} differs from PyTorch by up to {difference.max():.4f}"
+            )
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{text}"'
+
+
+def _write(path: Path, data: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(data)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)

@@ -1,0 +1,228 @@
+"""The networks as ONNX graphs, written node by node so that the file is small and legible.
+
+Initialisers carry the names of the PyTorch parameters they are, so that the same file feeds
+every engine. The adaptive resampler is one node, ``carcodec::AdaptiveResample``, with a local
+function for a body (see :func:`resample_function`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from carcodec.networks.car import EDSR, ResamplerNet
+
+__all__ = ["OPSET", "downscaler_graph", "resample_function", "upscaler_graph"]
+
+OPSET = 17
+DOMAIN = "carcodec"
+
+
+class _Graph:
+    """Nodes and initialisers in the making; every method returns the name of its result."""
+
+    def __init__(self, parameters: dict[str, Any] | None = None) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.initialisers: list[onnx.TensorProto] = []
+        self.parameters = parameters or {}
+
+    def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
+        names = [f"{kind.lower()}_{len(self.nodes)}" + "_" * i for i in range(outputs)]
+        self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
+        return names[0] if outputs == 1 else names
+
+    def constant(self, value: Any, dtype: Any = np.float32) -> str:
+        array = np.asarray(value, dtype)
+        return str(self.op("Constant", value=numpy_helper.from_array(array)))
+
+    def parameter(self, name: str) -> str:
+        array = self.parameters[name].detach().float().cpu().numpy()
+        self.initialisers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def conv(self, x: str, name: str, stride: int = 1, padding: int = 0) -> str:
+        weight, bias = self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias")
+        kernel = list(self.parameters[f"{name}.weight"].shape[2:])
+        return str(
+            self.op(
+                "Conv", x, weight, bias,
+                kernel_shape=kernel, strides=[stride] * 2, pads=[padding] * 4,
+            )
+        )  # fmt: skip
+
+    def model(
+        self,
+        name: str,
+        source: tuple[str, list[Any]],
+        result: tuple[str, list[Any]],
+        functions: list[onnx.FunctionProto],
+    ) -> onnx.ModelProto:
+        self.nodes[-1].output[0] = result[0]
+        graph = helper.make_graph(
+            self.nodes,
+            name,
+            [helper.make_tensor_value_info(source[0], TensorProto.FLOAT, source[1])],
+            [helper.make_tensor_value_info(result[0], TensorProto.FLOAT, result[1])],
+            self.initialisers,
+        )
+        opsets = [helper.make_opsetid("", OPSET)]
+        opsets += [helper.make_opsetid(DOMAIN, 1)] if functions else []
+        model = helper.make_model(
+            graph,
+            opset_imports=opsets,
+            functions=functions,
+            producer_name="carcodec",
+            ir_version=9,
+        )
+        onnx.checker.check_model(model)
+        return model
+
+
+def _blocks(graph: _Graph, x: str, count: int, activation: str, scale: float = 1.0) -> str:
+    attributes = {"alpha": 0.2} if activation == "LeakyRelu" else {}
+    for i in range(count):
+        y = graph.conv(x, f"body.{i}.first", padding=1)
+        y = graph.op(activation, y, **attributes)
+        y = graph.conv(y, f"body.{i}.second", padding=1)
+        if scale != 1:
+            y = graph.op("Mul", y, graph.constant(scale))
+        x = graph.op("Add", x, y)
+    return x
+
+
+def upscaler_graph(network: EDSR) -> onnx.ModelProto:
+    """``lr`` (1, 3, h, w) in [0, 1] to ``hr`` (1, 3, s*h, s*w), not clamped."""
+    graph = _Graph(dict(network.named_parameters()))
+    x = graph.conv(graph.op("Sub", "lr", graph.constant(0.5)), "head", padding=1)
+    first: Any = network.body[0]
+    y = _blocks(graph, x, len(network.body), "Relu", first.residual_scale)
+    y = graph.conv(graph.op("Add", x, y), "tail", padding=1)
+    pads = graph.constant([0, 0, 2, 2, 0, 0, 2, 2], np.int64)
+    around = graph.conv(graph.op("Pad", "lr", pads, mode="edge"), "skip")
+    graph.op("DepthToSpace", graph.op("Add", y, around), blocksize=network.scale, mode="CRD")
+    return graph.model("upscaler", ("lr", [1, 3, "h", "w"]), ("hr", [1, 3, "H", "W"]), [])
+
+
+def downscaler_graph(network: ResamplerNet) -> onnx.ModelProto:
+    """``hr`` (1, 3, H, W) in [0, 1], sides multiples of 2s, to ``lr`` (1, 3, H/s, W/s).
+
+    LR is clamped and rounded to multiples of 1/255.
+    """
+    graph = _Graph(dict(network.named_parameters()))
+    cell = 2 * network.scale
+    x = graph.op("Sub", "hr", graph.constant(0.5))
+    x = graph.op("LeakyRelu", graph.conv(x, "head", cell, cell), alpha=0.2)
+    x = _blocks(graph, x, len(network.body), "LeakyRelu")
+    heads = []
+    for branch in ("weights", "offsets"):
+        y = graph.op("LeakyRelu", graph.conv(x, f"{branch}.0", padding=1), alpha=0.2)
+        y = graph.op("DepthToSpace", graph.conv(y, f"{branch}.2"), blocksize=2, mode="CRD")
+        heads.append(graph.conv(graph.op("LeakyRelu", y, alpha=0.2), f"{branch}.5"))
+    node = helper.make_node(
+        "AdaptiveResample", ["hr", *heads], ["lr"], domain=DOMAIN,
+        scale=network.scale, kernel=network.kernel, convex=int(network.convex),
+    )  # fmt: skip
+    graph.nodes.append(node)
+    function = resample_function(network.scale, network.kernel, network.convex)
+    return graph.model(
+        "downscaler", ("hr", [1, 3, "H", "W"]), ("lr", [1, 3, "h", "w"]), [function]
+    )
+
+
+def resample_function(scale: int, kernel: int, convex: bool) -> onnx.FunctionProto:
+    """``AdaptiveResample(image, weights, offsets)`` in standard operators.
+
+    ``weights`` and ``offsets`` are the raw heads; the body normalises and bounds them, reads
+    the image bilinearly (eq. 1-3), clamps, and rounds to 8 bits. Instead of GridSample, each
+    tap gathers its 2×2 neighbourhood from a reflection-padded image by index, and one matrix
+    product per LR pixel does both interpolation and weighting: several times faster than
+    ONNX Runtime's GridSample, and positions are whole pixels plus small offsets, so that
+    the result does not depend on where in an image a tile lies.
+    """
+    graph = _Graph()
+    taps = kernel * kernel
+    half = (kernel - scale) // 2  # whole pixels from a cell's corner back to the first tap
+    pad = half + scale + 1
+    if (kernel - scale) % 2:
+        raise ValueError("kernel and scale must both be even or both be odd")
+
+    def dims(name: str, axis: int) -> str:
+        shape = graph.op("Shape", name)
+        return str(graph.op("Gather", shape, graph.constant(axis, np.int64), axis=0))
+
+    # Kernel and offset heads to (h, w, taps)
+    def last(name: str) -> str:
+        squeezed = graph.op("Squeeze", name, graph.constant([0], np.int64))
+        return str(graph.op("Transpose", squeezed, perm=[1, 2, 0]))
+
+    weights = last("weights")
+    if convex:
+        weights = graph.op("Max", weights, graph.constant(1e-6))
+        weights = graph.op("Div", weights, graph.op("ReduceSum", weights, graph.constant([-1], np.int64)))
+    else:
+        mean = graph.op("ReduceMean", weights, axes=[-1])
+        weights = graph.op("Add", weights, graph.op("Sub", graph.constant(1 / taps), mean))
+    offsets = graph.op("Mul", graph.op("Tanh", last("offsets")), graph.constant(scale))
+    dx, dy = graph.op("Split", offsets, graph.constant([taps, taps], np.int64), axis=-1, outputs=2)
+    left, top = graph.op("Floor", dx), graph.op("Floor", dy)
+    a, b = graph.op("Sub", dx, left), graph.op("Sub", dy, top)
+
+    # Image to rows of 2×2 neighbourhoods, (H'*W', 12)
+    pads = graph.constant([0, 0, pad, pad, 0, 0, pad + 1, pad + 1], np.int64)
+    padded = graph.op("Pad", "image", pads, mode="reflect")
+    rows = graph.op("Transpose", graph.op("Squeeze", padded, graph.constant([0], np.int64)), perm=[1, 2, 0])
+    far = graph.constant([2**31 - 1, 2**31 - 1], np.int64)
+    axes = graph.constant([0, 1], np.int64)
+    corners = []
+    for y in (0, 1):
+        for x in (0, 1):
+            begin = graph.constant([y, x], np.int64)
+            end = graph.constant([y - 1 or 2**31 - 1, x - 1 or 2**31 - 1], np.int64)
+            corners.append(graph.op("Slice", rows, begin, end, axes))
+    del far
+    table = graph.op("Reshape", graph.op("Concat", *corners, axis=-1), graph.constant([-1, 12], np.int64))
+
+    # Row number of each tap's top-left neighbour
+    width = graph.op("Add", dims("image", 3), graph.constant(2 * pad, np.int64))
+    width = graph.op("Cast", width, to=TensorProto.INT32)
+    step = graph.constant(scale, np.int32)
+
+    def cells(axis: int, shape: list[int]) -> str:
+        count = graph.op("Cast", dims("weights", axis), to=TensorProto.INT32)
+        run = graph.op("Range", graph.constant(0, np.int32), count, graph.constant(1, np.int32))
+        return str(graph.op("Reshape", graph.op("Mul", run, step), graph.constant(shape, np.int64)))
+
+    tap = np.arange(kernel) - half + pad
+    ky = graph.constant(np.repeat(tap, kernel), np.int32)
+    kx = graph.constant(np.tile(tap, kernel), np.int32)
+    y = graph.op("Add", cells(2, [-1, 1, 1]), ky)
+    x = graph.op("Add", cells(3, [-1, 1]), kx)
+    rest = graph.op("Add", graph.op("Mul", y, width), x)
+    moved_y = graph.op("Mul", graph.op("Cast", top, to=TensorProto.INT32), width)
+    moved = graph.op("Add", moved_y, graph.op("Cast", left, to=TensorProto.INT32))
+    read = graph.op("Gather", table, graph.op("Add", rest, moved), axis=0)
+
+    # Coefficients (h, w, taps, 4): weight times bilinear share, then one product per LR pixel
+    wb = graph.op("Mul", weights, b)
+    wa = graph.op("Mul", weights, a)
+    wab = graph.op("Mul", wb, a)
+    lower_left = graph.op("Sub", wb, wab)
+    upper_right = graph.op("Sub", wa, wab)
+    upper_left = graph.op("Sub", graph.op("Sub", weights, wa), lower_left)
+    end = graph.constant([-1], np.int64)
+    four = [graph.op("Unsqueeze", c, end) for c in (upper_left, upper_right, lower_left, wab)]
+    shares = graph.op("Concat", *four, axis=-1)
+    shares = graph.op("Reshape", shares, graph.constant([0, 0, 1, 4 * taps], np.int64))
+    read = graph.op("Reshape", read, graph.constant([0, 0, 4 * taps, 3], np.int64))
+    small = graph.op("MatMul", shares, read)
+    small = graph.op("Transpose", small, perm=[2, 3, 0, 1])
+    level = graph.op("Clip", graph.op("Mul", small, graph.constant(255)), graph.constant(0), graph.constant(255))
+    graph.op("Mul", graph.op("Round", level), graph.constant(1 / 255))
+    graph.nodes[-1].output[0] = "lr"
+    return helper.make_function(
+        DOMAIN, "AdaptiveResample", ["image", "weights", "offsets"], ["lr"],
+        graph.nodes, [helper.make_opsetid("", OPSET)], ["scale", "kernel", "convex"],
+    )  # fmt: skip

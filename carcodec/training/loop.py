@@ -1,0 +1,291 @@
+"""The training loop: joint training of a downscaler and an upscaler within a time budget."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from carcodec.errors import TrainingError
+from carcodec.networks import car
+from carcodec.training.data import Patches, load_images, split
+from carcodec.training.optimiser import build_optimisers
+from carcodec.training.recipe import Recipe
+
+__all__ = ["BicubicDownscaler", "Progress", "build_networks", "load_checkpoint", "train"]
+
+
+class BicubicDownscaler(nn.Module):
+    """Fixed antialiased bicubic downscaling (a = -0.5), as MATLAB's imresize inside the image."""
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, image: Tensor) -> Tensor:
+        """HR ``(N, 3, H, W)`` to LR ``(N, 3, H/s, W/s)``."""
+        size = [side // self.scale for side in image.shape[-2:]]
+        return functional.interpolate(image, size, mode="bicubic", antialias=True)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a running training reports: losses are means since the last report."""
+
+    step: int
+    minutes: float
+    budget: float
+    loss: float
+    learning_rate: float
+    validation_psnr: float | None = None
+
+
+def build_networks(recipe: Recipe) -> tuple[nn.Module, nn.Module]:
+    """The recipe's downscaler and upscaler, freshly initialised."""
+    options = asdict(recipe.downscaler)
+    downscaler: nn.Module
+    if options.pop("family") == "bicubic":
+        downscaler = BicubicDownscaler(recipe.scale)
+    else:
+        downscaler = car.ResamplerNet(recipe.scale, **options)
+    options = asdict(recipe.upscaler)
+    options.pop("family")
+    return downscaler, car.EDSR(recipe.scale, **options)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint written by :func:`train`.
+
+    Raises:
+        TrainingError: missing or damaged.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise TrainingError(f"there is no checkpoint at {path}") from error
+    except Exception as error:
+        raise TrainingError(f"the checkpoint {path} is damaged: {error}") from error
+    return state
+
+
+class _Trainer:
+    def __init__(self, recipe: Recipe, folder: Path, device: torch.device) -> None:
+        schedule = recipe.training
+        torch.manual_seed(schedule.seed)
+        self.recipe, self.schedule, self.device = recipe, schedule, device
+        networks = build_networks(recipe)
+        self.networks = [n.to(device, memory_format=torch.channels_last) for n in networks]
+        self.downscaler, self.upscaler = self.networks
+        train_files, held_out = split(folder)
+        self.patches = Patches(
+            load_images(train_files, schedule.patch), schedule.patch, schedule.seed
+        )
+        self.held_out = [self._centre(i) for i in load_images(held_out, 2 * recipe.scale)]
+        self.optimisers = build_optimisers(
+            self.networks, schedule.optimiser, schedule.learning_rate
+        )
+        self.average = {k: v.clone() for k, v in self._weights().items()}
+        self.step = 0
+        self.minutes = 0.0
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {
+            f"{side}.{name}": value.detach()
+            for side, network in zip(("downscaler", "upscaler"), self.networks, strict=True)
+            for name, value in network.state_dict().items()
+        }
+
+    def _centre(self, image: Any, limit: int = 384) -> Tensor:
+        multiple = 2 * self.recipe.scale
+        height, width = (min(side, limit) // multiple * multiple for side in image.shape[:2])
+        top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+        crop = torch.from_numpy(image[top : top + height, left : left + width].copy())
+        return crop.permute(2, 0, 1)[None].float().div(255)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.schedule.bf16)
+
+    def loss(self, image: Tensor) -> Tensor:
+        """Eq. 11 on one batch, plus the optional guide term."""
+        schedule, scale = self.schedule, self.recipe.scale
+        total = image.new_zeros(())
+        if isinstance(self.downscaler, car.ResamplerNet):
+            with self._autocast():
+                heads = self.downscaler.heads(image)
+            weights = car.normalised_weights(heads[0].float(), self.downscaler.convex)
+            offsets = car.bounded_offsets(heads[1].float(), scale)
+            small = car.adaptive_resample(image, weights, offsets, scale)
+            if schedule.offset:
+                total = total + schedule.offset * car.offset_distance_loss(offsets, scale)
+            if schedule.tv:
+                total = total + schedule.tv * car.partial_tv_loss(weights, offsets, scale)
+            if schedule.guide:
+                guide = functional.interpolate(
+                    image, scale_factor=1 / scale, mode="bicubic", antialias=True
+                )
+                total = total + schedule.guide * (small - guide).abs().mean()
+        else:
+            small = self.downscaler(image)
+        small = car.soft_round(small.clamp(0, 1) * 255, schedule.soft_round) / 255
+        with self._autocast():
+            restored = self.upscaler(small)
+        return total + (restored.float() - image).abs().mean()  # eq. 8
+
+    def update(self, budget: float) -> tuple[Tensor, float]:
+        """One optimiser step; the learning rate follows the share of the budget already spent."""
+        spent = min(self.minutes / budget, 1.0)
+        ramp = min(1.0, (self.step + 1) / 200, max(spent, 1e-3) / max(self.schedule.warmup, 1e-3))
+        rate = self.schedule.learning_rate * ramp * 0.5 * (1 + math.cos(math.pi * spent))
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+        image = self.patches.batch(self.schedule.batch).to(
+            self.device, memory_format=torch.channels_last
+        )
+        loss = self.loss(image)
+        for optimiser in self.optimisers:
+            optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        parameters = [p for n in self.networks for p in n.parameters()]
+        nn.utils.clip_grad_norm_(parameters, self.schedule.clip)
+        for optimiser in self.optimisers:
+            optimiser.step()
+        self.step += 1
+        decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            current = self._weights()
+            torch._foreach_lerp_(
+                [self.average[k] for k in current], list(current.values()), 1 - decay
+            )
+        return loss.detach(), rate
+
+    def validate(self) -> float:
+        """Mean RGB PSNR (dB) of the averaged weights over the held-out crops, LR rounded."""
+        kept = {k: v.clone() for k, v in self._weights().items()}
+        self._put(self.average)
+        total = 0.0
+        with torch.no_grad(), self._autocast():
+            for image in self.held_out:
+                big = image.to(self.device, memory_format=torch.channels_last)
+                small = self.downscaler(big).float().clamp(0, 1).mul(255).round().div(255)
+                restored = self.upscaler(small).float().clamp(0, 1).mul(255).round()
+                total -= 10 * math.log10(max(float(((restored / 255 - big) ** 2).mean()), 1e-10))
+        self._put(kept)
+        return total / len(self.held_out)
+
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        for side, network in zip(("downscaler", "upscaler"), self.networks, strict=True):
+            own = {k.removeprefix(f"{side}."): v for k, v in weights.items() if k.startswith(side)}
+            network.load_state_dict(own)
+
+    def save(self, path: Path) -> None:
+        state = {
+            "recipe": asdict(self.recipe),
+            "weights": self._weights(),
+            "average": self.average,
+            "optimisers": [o.state_dict() for o in self.optimisers],
+            "step": self.step,
+            "minutes": self.minutes,
+            "random": self.patches.random.bit_generator.state,
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, path)
+
+    def restore(self, path: Path) -> None:
+        state = load_checkpoint(path)
+        for part in ("name", "scale", "downscaler", "upscaler"):
+            if state["recipe"][part] != asdict(self.recipe)[part]:
+                raise TrainingError(
+                    f"{path} was made by another recipe: its {part} differs; "
+                    "train into another folder or leave out --resume"
+                )
+        self._put(state["weights"])
+        self.average = state["average"]
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        self.step, self.minutes = state["step"], state["minutes"]
+        self.patches.random.bit_generator.state = state["random"]
+
+
+def train(
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    *,
+    minutes: float | None = None,
+    resume: bool = False,
+    device: str = "cpu",
+    report: Callable[[Progress], None] = lambda progress: None,
+    report_every: float = 5.0,
+    checkpoint_every: float = 120.0,
+    validate_every: float = 300.0,
+) -> float:
+    """Train ``recipe`` on the images under ``data``, leaving ``out/checkpoint.pt`` and a log.
+
+    The learning rate follows a cosine over ``minutes`` of training time (the recipe's own
+    budget by default); time spent before a resume counts. The seconds given last space
+    reports, checkpoints and validations.
+
+    Returns:
+        The final validation RGB PSNR in dB.
+
+    Raises:
+        TrainingError: a run is in the way and ``resume`` is not set, or the loss diverged.
+        DataError: ``data`` holds no usable images.
+    """
+    budget = minutes or recipe.training.minutes
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists() and not resume:
+        raise TrainingError(f"{checkpoint} exists: continue it with --resume or choose another -o")
+    trainer = _Trainer(recipe, data, torch.device(device))
+    if checkpoint.exists():
+        trainer.restore(checkpoint)
+    out.mkdir(parents=True, exist_ok=True)
+    now = last = time.monotonic()
+    reported = saved = validated = now
+    losses: list[Tensor] = []
+    while trainer.minutes < budget:
+        loss, rate = trainer.update(budget)
+        losses.append(loss)
+        now = time.monotonic()
+        trainer.minutes += (now - last) / 60
+        last = now
+        finished = trainer.minutes >= budget
+        if now - reported >= report_every or finished:
+            mean = float(torch.stack(losses).mean())
+            if not math.isfinite(mean):
+                raise TrainingError(
+                    f"training diverged at step {trainer.step}: lower learning_rate and resume "
+                    f"from {checkpoint}"
+                )
+            psnr = None
+            if now - validated >= validate_every or finished:
+                psnr, validated = trainer.validate(), now
+                _log(out / "log.csv", trainer, mean, rate, psnr)
+            report(Progress(trainer.step, trainer.minutes, budget, mean, rate, psnr))
+            reported, losses = now, []
+        if now - saved >= checkpoint_every or finished:
+            trainer.save(checkpoint)
+            saved = now
+    return trainer.validate() if psnr is None else psnr
+
+
+def _log(path: Path, trainer: _Trainer, loss: float, rate: float, psnr: float) -> None:
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if fresh:
+            writer.writerow(["step", "minutes", "loss", "learning_rate", "validation_psnr"])
+        writer.writerow(
+            [trainer.step, f"{trainer.minutes:.2f}", f"{loss:.6f}", f"{rate:.3e}", f"{psnr:.3f}"]
+        )

@@ -1,0 +1,135 @@
+"""Training recipes: what is trained and how, as a small TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from carcodec.errors import RecipeError
+
+__all__ = ["DownscalerRecipe", "Recipe", "Schedule", "UpscalerRecipe", "load_recipe"]
+
+
+@dataclass(frozen=True)
+class DownscalerRecipe:
+    """``family`` is ``car`` or ``bicubic`` (fixed, for baselines); the rest is ResamplerNet's."""
+
+    family: str = "car"
+    width: int = 128
+    blocks: int = 5
+    head_width: int = 256
+    convex: bool = True
+
+
+@dataclass(frozen=True)
+class UpscalerRecipe:
+    """EDSR's size: ``width`` channels, ``blocks`` residual blocks."""
+
+    family: str = "edsr"
+    width: int = 256
+    blocks: int = 32
+    residual_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how: losses carry the paper's letters where it has them.
+
+    ``patch`` is in HR pixels, ``minutes`` is the wall-clock budget over which the learning rate
+    follows a cosine to zero, ``offset`` is lambda and ``tv`` gamma of eq. 11, ``guide`` weighs
+    an L1 distance between LR and bicubic LR, ``soft_round`` is alpha of eq. 7.
+    """
+
+    batch: int = 16
+    patch: int = 96
+    minutes: float = 60.0
+    optimiser: str = "adam"
+    learning_rate: float = 1e-4
+    warmup: float = 0.01
+    ema: float = 0.999
+    clip: float = 1.0
+    offset: float = 0.0
+    tv: float = 0.0
+    guide: float = 0.0
+    soft_round: float = 0.5
+    bf16: bool = True
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model's recipe; ``name`` and ``version`` are those of the card it exports to."""
+
+    name: str
+    scale: int
+    version: int = 1
+    description: str = ""
+    downscaler: DownscalerRecipe = field(default_factory=DownscalerRecipe)
+    upscaler: UpscalerRecipe = field(default_factory=UpscalerRecipe)
+    training: Schedule = field(default_factory=Schedule)
+
+
+_PARTS = {"downscaler": DownscalerRecipe, "upscaler": UpscalerRecipe, "training": Schedule}
+_FAMILIES = {"downscaler": ("car", "bicubic"), "upscaler": ("edsr",)}
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe file.
+
+    Raises:
+        RecipeError: the file cannot be read, is not TOML, or names an unknown key or family.
+    """
+    try:
+        data: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not a TOML file: {error}") from error
+    for part, kind in _PARTS.items():
+        if part in data:
+            data[part] = _build(kind, data[part], f"{path} [{part}]")
+    recipe: Recipe = _build(Recipe, data, str(path))
+    for part, families in _FAMILIES.items():
+        family = getattr(recipe, part).family
+        if family not in families:
+            raise RecipeError(
+                f"{path} [{part}]: unknown family {family!r}; known: {', '.join(families)}"
+            )
+    if not 2 <= recipe.scale <= 8:
+        raise RecipeError(f"{path}: scale must be from 2 to 8, not {recipe.scale}")
+    if recipe.training.patch % (2 * recipe.scale):
+        raise RecipeError(f"{path} [training]: patch must be a multiple of {2 * recipe.scale}")
+    if recipe.training.optimiser not in ("adam", "muon"):
+        raise RecipeError(f"{path} [training]: optimiser must be 'adam' or 'muon'")
+    return recipe
+
+
+def _build(kind: Any, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise RecipeError(f"{where}: expected a table")
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    for key, value in values.items():
+        if key not in known:
+            raise RecipeError(f"{where}: unknown key {key!r}; known: {', '.join(known)}")
+        wanted = known[key].type
+        fits = {
+            "int": isinstance(value, int) and not isinstance(value, bool),
+            "float": isinstance(value, (int, float)) and not isinstance(value, bool),
+            "bool": isinstance(value, bool),
+            "str": isinstance(value, str),
+        }
+        if not fits.get(str(wanted), True):
+            raise RecipeError(f"{where}: {key} must be {wanted}, not {value!r}")
+    missing = [
+        name
+        for name, f in known.items()
+        if name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise RecipeError(f"{where}: missing {', '.join(missing)}")
+    return kind(**values)

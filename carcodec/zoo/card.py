@@ -1,0 +1,109 @@
+"""The model card: a described value that every engine, the tiler and the container read."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from carcodec.errors import DigestMismatchError, ModelNotFoundError
+
+__all__ = ["ModelCard", "Side", "load_card"]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One network of a model.
+
+    Attributes:
+        family: ``car`` or ``edsr``.
+        file: the ONNX file's name, beside the card.
+        sha256: of that file, hexadecimal.
+        halo: receptive-field radius in LR pixels: what lies further away cannot matter.
+        options: the network's constructor arguments but for the scale.
+    """
+
+    family: str
+    file: str
+    sha256: str
+    halo: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A trained downscaler and upscaler with one name and one scale.
+
+    ``(name, version, digest)`` names one set of weights for ever. Images are float32
+    ``(1, 3, H, W)``, RGB in [0, 1]; the downscaler takes sides that are multiples of ``2*scale``
+    and at least ``4*scale``, and returns LR clamped and rounded to multiples of 1/255.
+
+    Attributes:
+        name, version, scale, description: what and which.
+        downscaler, upscaler: the two networks.
+        training: the recipe, data, minutes, steps and command, as recorded at export.
+        measured: figure name → value, as recorded by the command named there.
+        folder: where the card was read from.
+    """
+
+    name: str
+    version: int
+    scale: int
+    description: str
+    downscaler: Side
+    upscaler: Side
+    training: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+    folder: Path = Path()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the two files' SHA-256 digests, hexadecimal."""
+        both = bytes.fromhex(self.downscaler.sha256) + bytes.fromhex(self.upscaler.sha256)
+        return hashlib.sha256(both).hexdigest()
+
+    @property
+    def short_digest(self) -> bytes:
+        """The first six bytes of :attr:`digest`, as the .carimg header stores them."""
+        return bytes.fromhex(self.digest)[:6]
+
+    def weights(self, side: Side) -> bytes:
+        """The ONNX file of one side, checked against its digest.
+
+        Raises:
+            ModelNotFoundError: the file is missing or unreadable.
+            DigestMismatchError: it is not the file the card describes.
+        """
+        path = self.folder / side.file
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ModelNotFoundError(
+                f"the weights of {self.name} version {self.version} cannot be read from {path}: "
+                f"{error.strerror}"
+            ) from error
+        if hashlib.sha256(data).hexdigest() != side.sha256:
+            raise DigestMismatchError(
+                f"{path} is not the file its model card describes: install the model again"
+            )
+        return data
+
+
+def load_card(path: Path) -> ModelCard:
+    """Read ``card.toml``.
+
+    Raises:
+        ModelNotFoundError: missing, not TOML, or without a required key.
+    """
+    try:
+        data: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+        data = {k: v for k, v in data.items() if k in {f.name for f in dataclasses.fields(ModelCard)}}
+        for side in ("downscaler", "upscaler"):
+            data[side] = Side(**data[side])
+            bytes.fromhex(data[side].sha256)
+        return ModelCard(**data, folder=path.parent)
+    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ModelNotFoundError(f"the model card {path} cannot be read: {error}") from error

@@ -1,0 +1,39 @@
+"""ONNX Runtime: the default engine. It inlines the resampler's local function by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from carcodec.engines import Network
+from carcodec.errors import EngineError
+from carcodec.zoo import ModelCard
+
+__all__ = ["load"]
+
+
+def load(card: ModelCard, side: str, threads: int = 0) -> Network:
+    """See :class:`carcodec.engines.Engine`."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Freed after each tile, so that memory stays that of one tile whatever the shapes.
+    options.enable_cpu_mem_arena = False
+    data = card.weights(getattr(card, side))
+    try:
+        session = onnxruntime.InferenceSession(
+            data, options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        raise EngineError(f"ONNX Runtime cannot load {card.name}: {error}") from error
+    name = session.get_inputs()[0].name
+
+    def run(image: NDArray[np.float32]) -> NDArray[np.float32]:
+        try:
+            return np.asarray(session.run(None, {name: image})[0])
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime failed on {card.name}: {error}") from error
+
+    return run

@@ -1,0 +1,56 @@
+"""PyTorch: the reference engine. Weights come from the ONNX initialisers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from carcodec.engines import Network
+from carcodec.errors import EngineError
+from carcodec.networks import car
+from carcodec.zoo import ModelCard
+
+__all__ = ["load", "network"]
+
+_FAMILIES: dict[str, Any] = {"car": car.ResamplerNet, "edsr": car.EDSR}
+
+
+def network(card: ModelCard, side: str) -> torch.nn.Module:
+    """The PyTorch network of one side with its trained weights, in evaluation mode.
+
+    Raises:
+        EngineError: the file's parameters are not those of the card's architecture.
+    """
+    described = getattr(card, side)
+    try:
+        module: torch.nn.Module = _FAMILIES[described.family](card.scale, **described.options)
+        model = onnx.load_model_from_string(card.weights(described))
+        weights = {
+            i.name: torch.from_numpy(numpy_helper.to_array(i).copy())
+            for i in model.graph.initializer
+        }
+        module.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise EngineError(f"PyTorch cannot build the {side} of {card.name}: {error}") from error
+    return module.eval()
+
+
+def load(card: ModelCard, side: str, threads: int = 0) -> Network:
+    """See :class:`carcodec.engines.Engine`. The number of threads is PyTorch's, process-wide."""
+    module = network(card, side).to(memory_format=torch.channels_last)
+    if threads:
+        torch.set_num_threads(threads)
+
+    @torch.inference_mode()
+    def run(image: NDArray[np.float32]) -> NDArray[np.float32]:
+        result = module(torch.from_numpy(image).contiguous(memory_format=torch.channels_last))
+        if side == "downscaler":
+            result = result.clamp(0, 1).mul(255).round().div(255)
+        return np.ascontiguousarray(result.numpy())
+
+    return run

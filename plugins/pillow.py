@@ -1,0 +1,124 @@
+"""Pillow's image plugin: ``Image.open("photo.carimg")`` and ``image.save("photo.carimg")``."""
+
+from __future__ import annotations
+
+from typing import IO, Any
+
+from PIL import Image, ImageFile
+
+from carcodec import codec, container, storage
+from carcodec.errors import CarcodecError, ContainerError, UnsupportedError
+
+__all__ = ["CarimgImageFile", "register"]
+
+FORMAT = "CARIMG"
+_PILLOW_MODES = {"RGB;16": "RGB", "RGBA;16": "RGBA"}
+
+
+class CarimgImageFile(ImageFile.ImageFile):
+    """A .carimg file as Pillow sees it.
+
+    ``mode``, ``size`` and ``info`` (``model``, ``model_version``, ``scale``, ``storage``,
+    ``quality``, and ``exif``, ``icc_profile``, ``xmp`` where present) come without decoding
+    anything. ``load()`` decodes; after ``draft()`` asked for a size no larger than the stored
+    small image (``thumbnail()`` does), that image is loaded and no network runs.
+    """
+
+    format = FORMAT
+    format_description = "carcodec downscaled image"
+
+    def _open(self) -> None:
+        try:
+            self._file = container.read(self.fp.read())
+        except UnsupportedError as error:
+            raise OSError(str(error)) from error
+        except CarcodecError as error:
+            raise SyntaxError(str(error)) from error
+        header = self._file.header
+        self._size = (header.width, header.height)
+        self._mode = _PILLOW_MODES.get(header.mode_name, header.mode_name)
+        self._small = False
+        self._decoded = False
+        self.info.update(
+            model=header.model,
+            model_version=header.model_version,
+            scale=header.scale,
+            storage=next(
+                (c.name for c in storage.STORAGES if c.number == header.storage), header.storage
+            ),
+            quality=None if header.lossless_lr else header.quality,
+        )
+        for key, value in (
+            ("exif", self._file.exif),
+            ("icc_profile", self._file.icc),
+            ("xmp", self._file.xmp),
+        ):
+            if value:
+                self.info[key] = value
+
+    def draft(
+        self, mode: str | None, size: tuple[int, int] | None
+    ) -> tuple[str, tuple[int, int, float, float]] | None:
+        """Switch to the stored small image if it is at least ``size``; see Pillow's ``draft``."""
+        header = self._file.header
+        small = header.lr_size
+        if self._decoded or size is None or small[0] < size[0] or small[1] < size[1]:
+            return None
+        self._small = True
+        self._size = small
+        if header.mode_name in ("1", "I;16"):
+            self._mode = "L"
+        return self.mode, (0, 0, header.width / header.scale, header.height / header.scale)
+
+    def load(self) -> Any:
+        """Decode: with the model's upscaler, or only the small image after :meth:`draft`."""
+        if not self._decoded:
+            try:
+                image = codec.thumbnail(self._file) if self._small else codec.decode(self._file)
+            except CarcodecError as error:
+                raise OSError(str(error)) from error
+            if image.mode != self.mode:
+                image = image.convert(self.mode)
+            self.im = image.im
+            self._decoded = True
+            if self.fp and self._exclusive_fp:
+                self.fp.close()
+        return super(ImageFile.ImageFile, self).load()
+
+    def verify(self) -> None:
+        """Check every chunk and decode the stored image, without running a network."""
+        try:
+            codec.thumbnail(self._file)
+        except CarcodecError as error:
+            raise OSError(str(error)) from error
+
+
+def _accept(prefix: bytes) -> bool:
+    return prefix.startswith(container.SIGNATURE)
+
+
+def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
+    options = dict(image.encoderinfo)  # type: ignore[attr-defined]
+    photo = image.copy()
+    for key, name in (("exif", "exif"), ("icc_profile", "icc_profile"), ("xmp", "xmp")):
+        value = options.pop(key, None)
+        if value is not None:
+            photo.info[name] = value.tobytes() if hasattr(value, "tobytes") else value
+            if key == "exif":
+                photo.getexif().load(photo.info[name])
+    known = {"model", "quality", "alpha_quality", "engine", "threads"}
+    arguments = {k: v for k, v in options.items() if k in known}
+    if "storage" in options:
+        arguments["storage_codec"] = options["storage"]
+    try:
+        file.write(codec.encode(photo, **arguments).data)
+    except (ContainerError, CarcodecError) as error:
+        raise OSError(str(error)) from error
+
+
+def register() -> None:
+    """Tell Pillow about the format; ``import carcodec`` does it."""
+    Image.register_open(FORMAT, CarimgImageFile, _accept)  # type: ignore[arg-type]
+    Image.register_save(FORMAT, _save)
+    Image.register_extension(FORMAT, ".carimg")
+    Image.register_mime(FORMAT, "image/x-carimg")
