@@ -1,7 +1,7 @@
 """Encode a photo to .carimg bytes and back; reads as the diagram in the README does.
 
-    photo → pixels → downscaler → LR → storage codec → container → bytes
-    photo ← pixels ← upscaler   ← LR ← storage codec ← container ← bytes
+photo → pixels → downscaler → LR → storage codec → container → bytes
+photo ← pixels ← upscaler   ← LR ← storage codec ← container ← bytes
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Encoded:
 
 
 def encode(
-    photo: Image.Image | NDArray[Any],
+    photo: Image.Image | NDArray[Any] | pixels.Photo,
     *,
     model: str = DEFAULT_MODEL,
     storage_codec: str = DEFAULT_STORAGE,
@@ -69,7 +69,7 @@ def encode(
     tile: int = 0,
     progress: Report = _quiet,
 ) -> Encoded:
-    """Encode a Pillow image or a uint8/uint16 array.
+    """Encode a Pillow image, a uint8/uint16 array, or a :class:`carcodec.pixels.Photo`.
 
     Args:
         photo: see :func:`carcodec.pixels.from_image` and :func:`~carcodec.pixels.from_array`
@@ -86,7 +86,10 @@ def encode(
         ImageError, LimitError: the picture cannot be taken.
         ModelNotFoundError, EngineError, StorageError: as their names say.
     """
-    taken = pixels.from_image(photo) if isinstance(photo, Image.Image) else pixels.from_array(photo)
+    if isinstance(photo, Image.Image):
+        taken = pixels.from_image(photo)
+    else:
+        taken = photo if isinstance(photo, pixels.Photo) else pixels.from_array(photo)
     card = zoo.find(model)
     codec = storage.by_name(storage_codec)
     height, width = taken.colour.shape[:2]
@@ -133,7 +136,7 @@ def decode(
 ) -> Image.Image:
     """Restore the full-size photo as a Pillow image of the original's mode.
 
-    EXIF, ICC and XMP are in ``info`` under Pillow's usual keys (``exif``, ``icc_profile``, ``xmp``).
+    Metadata is in ``info`` under Pillow's usual keys: ``exif``, ``icc_profile``, ``xmp``.
     16-bit colour, which Pillow has no mode for, becomes 8-bit: see :func:`decode_array`.
 
     Raises:
@@ -142,7 +145,7 @@ def decode(
         ModelNotFoundError: the model it asks for is not installed.
         LimitError: larger than :data:`MAX_PIXELS`.
     """
-    return pixels.to_image(_restore(data, engine, threads, tile, progress))
+    return pixels.to_image(restore(data, engine, threads, tile, progress))
 
 
 def decode_array(
@@ -157,7 +160,7 @@ def decode_array(
 
     Raises: as :func:`decode`.
     """
-    return pixels.to_array(_restore(data, engine, threads, tile, progress))
+    return pixels.to_array(restore(data, engine, threads, tile, progress))
 
 
 def thumbnail(data: bytes | container.Carimg) -> Image.Image:
@@ -194,7 +197,7 @@ def downscale(
     tile: int = 0,
     progress: Report = _quiet,
 ) -> storage.Pixels:
-    """HR ``(H, W)`` or ``(H, W, 3)`` to LR ``(h, w)`` or ``(h, w, 3)`` uint8 by the model's downscaler."""
+    """HR ``(H, W)`` or ``(H, W, 3)`` to LR of as many axes, uint8, by the downscaler."""
     scale = card.scale
     height, width = colour.shape[:2]
     lr_width, lr_height = container.ceil_div(width, scale), container.ceil_div(height, scale)
@@ -204,7 +207,7 @@ def downscale(
     peak = np.float32(65535 if colour.dtype == np.uint16 else 255)
 
     def read(rows: slice, columns: slice) -> NDArray[np.float32]:
-        part = colour[rows, columns]
+        part: NDArray[Any] = colour[rows, columns]
         missing = [(0, rows.stop - rows.start - part.shape[0])]
         missing += [(0, columns.stop - columns.start - part.shape[1])]
         if any(after for _, after in missing):
@@ -274,9 +277,14 @@ def upscale(
     return finished
 
 
-def _restore(
-    data: bytes | container.Carimg, engine: str, threads: int, tile: int, progress: Report
+def restore(
+    data: bytes | container.Carimg,
+    engine: str = "auto",
+    threads: int = 0,
+    tile: int = 0,
+    progress: Report = _quiet,
 ) -> pixels.Photo:
+    """Restore the photo with its metadata: what :func:`decode` and :func:`decode_array` wrap."""
     file = data if isinstance(data, container.Carimg) else container.read(data)
     header = file.header
     _check_size(header.width, header.height)

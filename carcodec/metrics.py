@@ -78,7 +78,5 @@ def _blur(image: NDArray[np.float64]) -> NDArray[np.float64]:
     taps /= taps.sum()
     for axis in (0, 1):
         count = image.shape[axis] - 10
-        image = sum(  # type: ignore[assignment]
-            tap * np.take(image, range(i, i + count), axis) for i, tap in enumerate(taps)
-        )
+        image = sum(tap * np.take(image, range(i, i + count), axis) for i, tap in enumerate(taps))
     return image

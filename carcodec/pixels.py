@@ -58,7 +58,8 @@ def from_image(image: Image.Image) -> Photo:
     except Exception as error:
         raise ImageError(f"the picture cannot be read: {error}") from error
     icc = upright.info.get("icc_profile") or None
-    exif, xmp = _exif(upright), _xmp(upright)
+    # Pillow's copy knows no EXIF that is not in info, and XMP that is not; TIFF has neither there.
+    exif, xmp = _exif(image), _xmp(upright) or _xmp(image)
     image = upright
     if image.mode == "CMYK":
         image, icc = _cmyk_to_rgb(image, icc), None
@@ -154,13 +155,14 @@ def to_image(photo: Photo) -> Image.Image:
 
 
 def _exif(image: Image.Image) -> bytes | None:
-    exif = image.getexif()
-    if not len(exif):
+    if not len(image.getexif()):
         return None
-    for tag in _TIFF_LAYOUT | {ExifTags.Base.Orientation}:
-        if tag in exif:
-            del exif[tag]
+    exif = Image.Exif()  # a copy: the caller's picture keeps its own
     try:
+        exif.load(image.getexif().tobytes())
+        for tag in _TIFF_LAYOUT | {ExifTags.Base.Orientation}:
+            if tag in exif:
+                del exif[tag]
         data = exif.tobytes()
     except Exception as error:  # Pillow raises what struct or its TIFF writer raise
         raise ImageError(f"the picture's EXIF data cannot be copied: {error}") from error
@@ -190,7 +192,7 @@ def _cmyk_to_rgb(image: Image.Image, icc: bytes | None) -> Image.Image:
                 ImageCms.createProfile("sRGB"),
                 outputMode="RGB",
             )
-        except ImageCms.PyCMSError:
+        except (ImageCms.PyCMSError, OSError):
             converted = None
         if converted is not None:
             return converted

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from carcodec.errors import MissingDependencyError, StorageError
 
-__all__ = ["STORAGES", "StorageCodec", "by_number", "by_name"]
+__all__ = ["STORAGES", "StorageCodec", "by_name", "by_number"]
 
 Pixels = NDArray[np.uint8]
 
@@ -84,7 +84,7 @@ class StorageCodec:
             raise StorageError(f"the {self.title} codestream is damaged") from error
         if actual not in (None, size):
             raise StorageError(
-                f"the {self.title} codestream is {actual[0]}×{actual[1]} pixels, "  # type: ignore[index]
+                f"the {self.title} codestream is {actual[0]}×{actual[1]} pixels, "
                 f"the header says {width}×{height}"
             )
         shape = (height, width) if channels == 1 else (height, width, channels)

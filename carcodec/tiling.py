@@ -57,7 +57,7 @@ def run(
     """Run ``network`` over an image of ``size`` (width, height).
 
     ``size``, ``halo`` and ``window`` count LR pixels. ``read(rows, columns)`` gives the network's
-    input ``(1, 3, h, w)`` and ``write(rows, columns, block)`` takes its output, ``(3, h, w)``; their
+    input ``(1, 3, h, w)`` and ``write(rows, columns, block)`` takes its output, ``(3, h, w)``;
     slices count LR pixels times ``read_scale`` or ``write_scale``. ``progress`` hears the finished
     share after each tile.
     """

@@ -54,7 +54,9 @@ def get(name: str = "auto") -> Engine:
     if name == "auto":
         usable = [n for n in available() if n != "pytorch"] or available()
         if not usable:
-            raise MissingDependencyError("no inference engine is installed: pip install onnxruntime")
+            raise MissingDependencyError(
+                "no inference engine is installed: pip install onnxruntime"
+            )
         name = usable[0]
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}: choose auto or one of {', '.join(ENGINES)}")

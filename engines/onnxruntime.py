@@ -23,9 +23,7 @@ def load(card: ModelCard, side: str, threads: int = 0) -> Network:
     options.enable_cpu_mem_arena = False
     data = card.weights(getattr(card, side))
     try:
-        session = onnxruntime.InferenceSession(
-            data, options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise EngineError(f"ONNX Runtime cannot load {card.name}: {error}") from error
     name = session.get_inputs()[0].name

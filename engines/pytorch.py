@@ -42,15 +42,20 @@ def network(card: ModelCard, side: str) -> torch.nn.Module:
 
 def load(card: ModelCard, side: str, threads: int = 0) -> Network:
     """See :class:`carcodec.engines.Engine`. The number of threads is PyTorch's, process-wide."""
-    module = network(card, side).to(memory_format=torch.channels_last)
+    module = network(card, side)
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if threads:
         torch.set_num_threads(threads)
 
     @torch.inference_mode()
     def run(image: NDArray[np.float32]) -> NDArray[np.float32]:
-        result = module(torch.from_numpy(image).contiguous(memory_format=torch.channels_last))
-        if side == "downscaler":
-            result = result.clamp(0, 1).mul(255).round().div(255)
-        return np.ascontiguousarray(result.numpy())
+        source = torch.from_numpy(image).contiguous(memory_format=torch.channels_last)
+        if not isinstance(module, car.ResamplerNet):
+            return np.ascontiguousarray(module(source).numpy())
+        # grid_sample takes positions relative to the whole input: float32 would let the
+        # place of a tile show in the last bits.
+        weights, offsets = (part.double() for part in module.kernels(source))
+        result = car.adaptive_resample(source.double(), weights, offsets, card.scale)
+        return np.ascontiguousarray(result.clamp(0, 1).mul(255).round().div(255).float().numpy())
 
     return run

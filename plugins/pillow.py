@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import IO, Any
 
 from PIL import Image, ImageFile
 
 from carcodec import codec, container, storage
-from carcodec.errors import CarcodecError, ContainerError, UnsupportedError
+from carcodec.errors import CarcodecError, UnsupportedError
 
-__all__ = ["CarimgImageFile", "register"]
+__all__ = ["CarimgImageFile", "register", "save"]
 
 FORMAT = "CARIMG"
 _PILLOW_MODES = {"RGB;16": "RGB", "RGBA;16": "RGBA"}
@@ -28,6 +29,7 @@ class CarimgImageFile(ImageFile.ImageFile):
     format_description = "carcodec downscaled image"
 
     def _open(self) -> None:
+        assert self.fp is not None  # Pillow sets it before it calls _open
         try:
             self._file = container.read(self.fp.read())
         except UnsupportedError as error:
@@ -70,6 +72,22 @@ class CarimgImageFile(ImageFile.ImageFile):
             self._mode = "L"
         return self.mode, (0, 0, header.width / header.scale, header.height / header.scale)
 
+    def thumbnail(
+        self,
+        size: tuple[float, float],
+        resample: Image.Resampling = Image.Resampling.BICUBIC,
+        reducing_gap: float | None = 1.0,
+    ) -> None:
+        """Pillow's ``thumbnail``, from the stored small image wherever that is large enough.
+
+        Pillow's own default asks :meth:`draft` for twice the box, which would run the network for
+        thumbnails that the small image, being antialiased, serves as well.
+        """
+        width, height = self.size
+        share = min(1.0, size[0] / width, size[1] / height) * (reducing_gap or 1.0)
+        self.draft(None, (math.ceil(width * share), math.ceil(height * share)))
+        super().thumbnail(size, resample, None)
+
     def load(self) -> Any:
         """Decode: with the model's upscaler, or only the small image after :meth:`draft`."""
         if not self._decoded:
@@ -97,8 +115,9 @@ def _accept(prefix: bytes) -> bool:
     return prefix.startswith(container.SIGNATURE)
 
 
-def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
-    options = dict(image.encoderinfo)  # type: ignore[attr-defined]
+def save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
+    """Pillow's save handler: ``model, storage, quality, alpha_quality, engine, threads``."""
+    options = dict(image.encoderinfo)
     photo = image.copy()
     for key, name in (("exif", "exif"), ("icc_profile", "icc_profile"), ("xmp", "xmp")):
         value = options.pop(key, None)
@@ -112,13 +131,13 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
         arguments["storage_codec"] = options["storage"]
     try:
         file.write(codec.encode(photo, **arguments).data)
-    except (ContainerError, CarcodecError) as error:
+    except CarcodecError as error:
         raise OSError(str(error)) from error
 
 
 def register() -> None:
     """Tell Pillow about the format; ``import carcodec`` does it."""
-    Image.register_open(FORMAT, CarimgImageFile, _accept)  # type: ignore[arg-type]
-    Image.register_save(FORMAT, _save)
+    Image.register_open(FORMAT, CarimgImageFile, _accept)
+    Image.register_save(FORMAT, save)
     Image.register_extension(FORMAT, ".carimg")
     Image.register_mime(FORMAT, "image/x-carimg")

@@ -133,7 +133,8 @@ class _ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.second(self.activation(self.first(x)))
-        return x + (y if self.residual_scale == 1 else self.residual_scale * y)
+        scaled: Tensor = y if self.residual_scale == 1 else self.residual_scale * y
+        return x + scaled
 
 
 class ResamplerNet(nn.Module):
@@ -279,8 +280,9 @@ def offset_distance_loss(offsets: Tensor, scale: int, eta: float = 1.0) -> Tenso
     at = torch.arange(k, dtype=offsets.dtype, device=offsets.device) - (k - 1) / 2
     distance = torch.sqrt(at[:, None] ** 2 + at[None] ** 2) / k
     dx, dy = offsets.view(n, 2, k, k, h, w).unbind(1)
-    moved = torch.sqrt(dx**2 + dy**2 + 1e-12) / scale
-    return (eta + moved * distance[..., None, None]).mean()
+    moved: Tensor = torch.sqrt(dx**2 + dy**2 + 1e-12) / scale
+    loss: Tensor = (eta + moved * distance[..., None, None]).mean()
+    return loss
 
 
 def partial_tv_loss(weights: Tensor, offsets: Tensor, scale: int) -> Tensor:
@@ -289,7 +291,6 @@ def partial_tv_loss(weights: Tensor, offsets: Tensor, scale: int) -> Tensor:
     Vertical displacement is smoothed in the horizontal direction and the other way round, in
     units of one LR pixel. Weights enter by magnitude, which matters for kernels with lobes.
     """
-    taps = weights.shape[1]
     dx, dy = (offsets / scale).chunk(2, 1)
     mass = weights.abs()
     vertical = (dy[..., :, 1:] - dy[..., :, :-1]).abs() * mass[..., :, :-1]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import onnxruntime
 import torch
 from torch import nn
 
+from carcodec import atomic
 from carcodec.errors import TrainingError
 from carcodec.networks.car import EDSR, ResamplerNet
 from carcodec.training.graph import downscaler_graph, upscaler_graph
@@ -132,16 +131,16 @@ def export(
                 f"{folder} holds other weights under the same name and version: "
                 "give the recipe a new version"
             )
-        _write(target, payload)
-    _write(card, ("\n".join(lines) + "\n").encode())
+        atomic.write(target, payload)
+    atomic.write(card, ("\n".join(lines) + "\n").encode())
     return card
 
 
-def _compare(downscaler: nn.Module, upscaler: nn.Module, files: dict[str, bytes]) -> None:
+def _compare(downscaler: ResamplerNet, upscaler: EDSR, files: dict[str, bytes]) -> None:
     generator = np.random.default_rng(7)
-    side = 48 * downscaler.scale  # type: ignore[operator]
+    side = 48 * downscaler.scale
     smooth = torch.from_numpy(generator.random((1, 3, side // 8, side // 8), np.float32))
-    image = nn.functional.interpolate(smooth, (side, side), mode="bicubic").clamp(0, 1)
+    image = nn.functional.interpolate(smooth, [side, side], mode="bicubic").clamp(0, 1)
     with torch.inference_mode():
         small = downscaler(image).clamp(0, 1).mul(255).round().div(255)
         restored = upscaler(small)
@@ -167,10 +166,3 @@ def _toml(value: Any) -> str:
         return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
     text = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{text}"'
-
-
-def _write(path: Path, data: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(data)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)

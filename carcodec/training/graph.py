@@ -82,7 +82,7 @@ class _Graph:
 
 
 def _blocks(graph: _Graph, x: str, count: int, activation: str, scale: float = 1.0) -> str:
-    attributes = {"alpha": 0.2} if activation == "LeakyRelu" else {}
+    attributes: dict[str, Any] = {"alpha": 0.2} if activation == "LeakyRelu" else {}
     for i in range(count):
         y = graph.conv(x, f"body.{i}.first", padding=1)
         y = graph.op(activation, y, **attributes)
@@ -127,9 +127,7 @@ def downscaler_graph(network: ResamplerNet) -> onnx.ModelProto:
     )  # fmt: skip
     graph.nodes.append(node)
     function = resample_function(network.scale, network.kernel, network.convex)
-    return graph.model(
-        "downscaler", ("hr", [1, 3, "H", "W"]), ("lr", [1, 3, "h", "w"]), [function]
-    )
+    return graph.model("downscaler", ("hr", [1, 3, "H", "W"]), ("lr", [1, 3, "h", "w"]), [function])
 
 
 def resample_function(scale: int, kernel: int, convex: bool) -> onnx.FunctionProto:
@@ -161,7 +159,9 @@ def resample_function(scale: int, kernel: int, convex: bool) -> onnx.FunctionPro
     weights = last("weights")
     if convex:
         weights = graph.op("Max", weights, graph.constant(1e-6))
-        weights = graph.op("Div", weights, graph.op("ReduceSum", weights, graph.constant([-1], np.int64)))
+        weights = graph.op(
+            "Div", weights, graph.op("ReduceSum", weights, graph.constant([-1], np.int64))
+        )
     else:
         mean = graph.op("ReduceMean", weights, axes=[-1])
         weights = graph.op("Add", weights, graph.op("Sub", graph.constant(1 / taps), mean))
@@ -173,8 +173,9 @@ def resample_function(scale: int, kernel: int, convex: bool) -> onnx.FunctionPro
     # Image to rows of 2×2 neighbourhoods, (H'*W', 12)
     pads = graph.constant([0, 0, pad, pad, 0, 0, pad + 1, pad + 1], np.int64)
     padded = graph.op("Pad", "image", pads, mode="reflect")
-    rows = graph.op("Transpose", graph.op("Squeeze", padded, graph.constant([0], np.int64)), perm=[1, 2, 0])
-    far = graph.constant([2**31 - 1, 2**31 - 1], np.int64)
+    rows = graph.op(
+        "Transpose", graph.op("Squeeze", padded, graph.constant([0], np.int64)), perm=[1, 2, 0]
+    )
     axes = graph.constant([0, 1], np.int64)
     corners = []
     for y in (0, 1):
@@ -182,8 +183,9 @@ def resample_function(scale: int, kernel: int, convex: bool) -> onnx.FunctionPro
             begin = graph.constant([y, x], np.int64)
             end = graph.constant([y - 1 or 2**31 - 1, x - 1 or 2**31 - 1], np.int64)
             corners.append(graph.op("Slice", rows, begin, end, axes))
-    del far
-    table = graph.op("Reshape", graph.op("Concat", *corners, axis=-1), graph.constant([-1, 12], np.int64))
+    table = graph.op(
+        "Reshape", graph.op("Concat", *corners, axis=-1), graph.constant([-1, 12], np.int64)
+    )
 
     # Row number of each tap's top-left neighbour
     width = graph.op("Add", dims("image", 3), graph.constant(2 * pad, np.int64))
@@ -219,7 +221,9 @@ def resample_function(scale: int, kernel: int, convex: bool) -> onnx.FunctionPro
     read = graph.op("Reshape", read, graph.constant([0, 0, 4 * taps, 3], np.int64))
     small = graph.op("MatMul", shares, read)
     small = graph.op("Transpose", small, perm=[2, 3, 0, 1])
-    level = graph.op("Clip", graph.op("Mul", small, graph.constant(255)), graph.constant(0), graph.constant(255))
+    level = graph.op(
+        "Clip", graph.op("Mul", small, graph.constant(255)), graph.constant(0), graph.constant(255)
+    )
     graph.op("Mul", graph.op("Round", level), graph.constant(1 / 255))
     graph.nodes[-1].output[0] = "lr"
     return helper.make_function(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from carcodec import atomic
 from carcodec.errors import TrainingError
 from carcodec.networks import car
 from carcodec.training.data import Patches, load_images, split
@@ -83,7 +84,9 @@ class _Trainer:
         torch.manual_seed(schedule.seed)
         self.recipe, self.schedule, self.device = recipe, schedule, device
         networks = build_networks(recipe)
-        self.networks = [n.to(device, memory_format=torch.channels_last) for n in networks]
+        self.networks = [n.to(device) for n in networks]
+        for network in self.networks:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.downscaler, self.upscaler = self.networks
         train_files, held_out = split(folder)
         self.patches = Patches(
@@ -138,7 +141,8 @@ class _Trainer:
         small = car.soft_round(small.clamp(0, 1) * 255, schedule.soft_round) / 255
         with self._autocast():
             restored = self.upscaler(small)
-        return total + (restored.float() - image).abs().mean()  # eq. 8
+        loss: Tensor = total + (restored.float() - image).abs().mean()  # eq. 8
+        return loss
 
     def update(self, budget: float) -> tuple[Tensor, float]:
         """One optimiser step; the learning rate follows the share of the budget already spent."""
@@ -152,6 +156,12 @@ class _Trainer:
             self.device, memory_format=torch.channels_last
         )
         loss = self.loss(image)
+        # Before backward: grid_sample's gradient writes out of bounds at NaN positions.
+        if not math.isfinite(float(loss.detach())):
+            raise TrainingError(
+                f"training diverged at step {self.step}: lower learning_rate and go on from the "
+                "last checkpoint with --resume"
+            )
         for optimiser in self.optimisers:
             optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -197,9 +207,9 @@ class _Trainer:
             "minutes": self.minutes,
             "random": self.patches.random.bit_generator.state,
         }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        atomic.write(path, buffer.getvalue())
 
     def restore(self, path: Path) -> None:
         state = load_checkpoint(path)
@@ -251,6 +261,7 @@ def train(
     if checkpoint.exists():
         trainer.restore(checkpoint)
     out.mkdir(parents=True, exist_ok=True)
+    psnr: float | None = None
     now = last = time.monotonic()
     reported = saved = validated = now
     losses: list[Tensor] = []
@@ -263,11 +274,6 @@ def train(
         finished = trainer.minutes >= budget
         if now - reported >= report_every or finished:
             mean = float(torch.stack(losses).mean())
-            if not math.isfinite(mean):
-                raise TrainingError(
-                    f"training diverged at step {trainer.step}: lower learning_rate and resume "
-                    f"from {checkpoint}"
-                )
             psnr = None
             if now - validated >= validate_every or finished:
                 psnr, validated = trainer.validate(), now

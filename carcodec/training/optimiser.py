@@ -40,7 +40,7 @@ class Muon(torch.optim.Optimizer):
 
 def _orthogonalise(matrix: Tensor) -> Tensor:
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
+    x: Tensor = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
     for _ in range(5):
         square = x @ x.T

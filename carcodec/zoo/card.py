@@ -100,7 +100,9 @@ def load_card(path: Path) -> ModelCard:
     """
     try:
         data: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
-        data = {k: v for k, v in data.items() if k in {f.name for f in dataclasses.fields(ModelCard)}}
+        data = {
+            k: v for k, v in data.items() if k in {f.name for f in dataclasses.fields(ModelCard)}
+        }
         for side in ("downscaler", "upscaler"):
             data[side] = Side(**data[side])
             bytes.fromhex(data[side].sha256)

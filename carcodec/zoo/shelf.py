@@ -6,8 +6,6 @@ import functools
 import os
 from pathlib import Path
 
-import platformdirs
-
 from carcodec.errors import ModelNotFoundError
 from carcodec.zoo.card import ModelCard, load_card
 
@@ -20,6 +18,8 @@ _SHIPPED = Path(__file__).parent / "models"
 def search_path() -> list[Path]:
     """Folders that hold model folders, first match wins."""
     named = os.environ.get(MODELS_VARIABLE, "")
+    import platformdirs  # here, so that importing carcodec stays quick
+
     folders = [Path(part) for part in named.split(os.pathsep) if part]
     return [*folders, Path(platformdirs.user_data_dir("carcodec", False)) / "models", _SHIPPED]
 

@@ -1,0 +1,494 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from carcodec import codec, container, files, metrics, pixels, storage, zoo
+from carcodec.errors import CarcodecError, MissingDependencyError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Keep a photo as one small file: an instant thumbnail and the full-size photo.",
+)
+models_app = typer.Typer(no_args_is_help=True, help="The trained models that are installed.")
+app.add_typer(models_app, name="models")
+
+screen = Console(stderr=True, highlight=False, soft_wrap=True)
+
+_STORAGES = ", ".join(c.name for c in storage.STORAGES)
+_PHOTOS = {
+    ".png", ".jpg", ".jpeg", ".jpe", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif",
+    ".ppm", ".pgm", ".pbm", ".jp2", ".j2k", ".tga",
+}  # fmt: skip
+
+Inputs = Annotated[list[str], typer.Argument(help="Files or folders; - is standard input.")]
+Output = Annotated[
+    str | None,
+    typer.Option("-o", "--output", help="File or folder; - is standard output. [beside the input]"),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
+Engine = Annotated[str, typer.Option(help="auto, onnxruntime, openvino or pytorch.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 is all cores.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from carcodec import __version__
+
+        typer.echo(f"carcodec {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def encode(
+    inputs: Inputs,
+    output: Output = None,
+    model: Annotated[str | None, typer.Option(help="Model; see `carcodec models list`.")] = None,
+    scale: Annotated[int | None, typer.Option(help="Pick the CAR model of this scale.")] = None,
+    storage_codec: Annotated[
+        str, typer.Option("--storage", help=f"Codec of the small image: {_STORAGES}.")
+    ] = codec.DEFAULT_STORAGE,
+    quality: Annotated[
+        int | None,
+        typer.Option(min=0, max=100, help="Store the small image lossily, 0…100. [lossless]"),
+    ] = None,
+    lossless: Annotated[
+        bool, typer.Option("--lossless", help="Store the small image losslessly (the default).")
+    ] = False,
+    alpha_quality: Annotated[
+        int | None, typer.Option(min=0, max=100, help="Store alpha lossily. [lossless]")
+    ] = None,
+    engine: Engine = "auto",
+    threads: Threads = 0,
+    check: Annotated[bool, typer.Option("--check", help="Decode again, report PSNR/SSIM.")] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Encode photos to .carimg."""
+    if lossless and quality is not None:
+        raise typer.BadParameter("--lossless and --quality exclude each other")
+    name = _model_name(model, scale)
+    chosen = storage.by_name(storage_codec)
+    if quality is not None and not chosen.lossy:
+        raise typer.BadParameter(f"{chosen.title} is lossless only: leave --quality out")
+
+    def one(source: str, target: str, report: Callable[[float], None]) -> str:
+        start = time.perf_counter()
+        photo = files.read_photo(source)
+        encoded = codec.encode(
+            photo,
+            model=name,
+            storage_codec=storage_codec,
+            quality=quality,
+            alpha_quality=alpha_quality,
+            engine=engine,
+            threads=threads,
+            progress=report,
+        )
+        seconds = time.perf_counter() - start
+        scores = _check(photo, encoded.data, engine, threads) if check else ""
+        files.write_bytes(target, encoded.data, overwrite)
+        header = encoded.header
+        stored = "lossless" if header.lossless_lr else f"quality {header.quality}"
+        return (
+            f"{header.width}×{header.height} {header.mode_name}, {header.model}, "
+            f"{storage_codec} {stored}: {len(encoded.data):,} bytes, {encoded.bpp:.3f} bpp, "
+            f"{seconds:.1f} s{scores}"
+        )
+
+    _each(inputs, _PHOTOS, output, ".carimg", overwrite, quiet, "Encoding", one)
+
+
+@app.command()
+def decode(
+    inputs: Inputs,
+    output: Output = None,
+    format: Annotated[
+        str, typer.Option(help="Extension where -o names no file: png, jpg, webp, tif, …")
+    ] = "png",
+    engine: Engine = "auto",
+    threads: Threads = 0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Restore full-size photos, in the format that the output's extension says."""
+    suffix = "." + format.lower().removeprefix(".")
+
+    def one(source: str, target: str, report: Callable[[float], None]) -> str:
+        start = time.perf_counter()
+        data = files.read_bytes(source)
+        photo = _named(source, lambda: codec.restore(data, engine, threads, 0, report))
+        written = files.image_bytes(photo, suffix if target == "-" else Path(target).suffix)
+        files.write_bytes(target, written, overwrite)
+        height, width = photo.colour.shape[:2]
+        return f"{width}×{height} {photo.mode}, {time.perf_counter() - start:.1f} s"
+
+    _each(inputs, {".carimg"}, output, suffix, overwrite, quiet, "Decoding", one)
+
+
+@app.command()
+def thumbnail(
+    inputs: Inputs,
+    output: Output = None,
+    size: Annotated[int, typer.Option(min=0, help="Longest side in pixels; 0 as stored.")] = 0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the stored small image; no model is needed and no network runs."""
+
+    def one(source: str, target: str, report: Callable[[float], None]) -> str:
+        data = files.read_bytes(source)
+        image = _named(source, lambda: codec.thumbnail(data))
+        if size:
+            image.thumbnail((size, size))
+        suffix = ".png" if target == "-" else Path(target).suffix
+        written = files.image_bytes(pixels.from_image(image), suffix)
+        files.write_bytes(target, written, overwrite)
+        return f"{image.width}×{image.height}"
+
+    _each(inputs, {".carimg"}, output, ".thumb.png", overwrite, quiet, "Reading", one)
+
+
+@app.command()
+def info(
+    inputs: Inputs,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one list.")] = False,
+) -> None:
+    """Say what .carimg files hold, from their headers."""
+    found: list[dict[str, Any]] = []
+    failed = False
+    for source, _ in files.inputs(inputs, {".carimg"}):
+        try:
+            found.append(_describe(source))
+        except CarcodecError as error:
+            _complain(error)
+            failed = True
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        for entry in found:
+            table = Table(title=str(entry["file"]), show_header=False, title_justify="left")
+            for key, value in entry.items():
+                if key != "file":
+                    table.add_row(key.replace("_", " "), str(value))
+            Console(highlight=False).print(table)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(inputs: Inputs, quiet: Quiet = False) -> None:
+    """Check every byte of .carimg files and decode their stored images, without a network."""
+    failed = False
+    for source, _ in files.inputs(inputs, {".carimg"}):
+        try:
+            data = files.read_bytes(source)
+            file = _named(source, lambda data=data: container.read(data))  # type: ignore[misc]
+            _named(source, lambda file=file: codec.thumbnail(file))  # type: ignore[misc]
+        except CarcodecError as error:
+            _complain(error)
+            failed = True
+            continue
+        header = file.header
+        try:
+            zoo.find(header.model, header.model_version, header.model_digest)
+            note = "sound"
+        except CarcodecError as error:
+            note = f"sound, but cannot be decoded here: {error}"
+        if not quiet:
+            screen.print(f"{source}: {note}", markup=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+@models_app.command("list")
+def models_list(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the installed models."""
+    cards = zoo.installed()
+    if as_json:
+        typer.echo(json.dumps([_card(c) for c in cards], indent=2))
+        return
+    table = Table("model", "version", "scale", "digest", "description")
+    for card in cards:
+        table.add_row(
+            card.name, str(card.version), f"×{card.scale}", card.digest[:12], card.description
+        )
+    Console(highlight=False).print(table)
+
+
+@models_app.command("show")
+def models_show(name: str) -> None:
+    """Print one model's card as JSON: architecture, training, measured numbers."""
+    typer.echo(json.dumps(_card(zoo.find(name)), indent=2, ensure_ascii=False))
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file, or the name of a shipped one.")],
+    data: Annotated[Path, typer.Option(help="Folder of photos, or with train/ and val/ inside.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Run folder. [runs/NAME]")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="Time budget.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Threads = 0,
+) -> None:
+    """Train a downscaler and an upscaler together; needs the torch extra."""
+    training = _training("loop")
+    recipes = _training("recipe")
+    path = recipe
+    if not path.exists() and path.suffix == "" and len(path.parts) == 1:
+        path = Path(__file__).parent / "training" / "recipes" / f"{recipe.name}.toml"
+    loaded = recipes.load_recipe(path)
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    out = output or Path("runs") / loaded.name
+    budget = minutes or loaded.training.minutes
+    with _bar("min") as bar:
+        task = bar.add_task(f"{loaded.name}: reading photos", total=budget)
+
+        def report(now: Any) -> None:
+            bar.update(
+                task,
+                completed=now.minutes,
+                description=f"{loaded.name}: step {now.step}, loss {now.loss:.5f}, "
+                f"rate {now.learning_rate:.1e}",
+            )
+            if now.validation_psnr is not None:
+                bar.console.print(
+                    f"{now.minutes:7.1f} min  step {now.step}  loss {now.loss:.5f}  "
+                    f"validation {now.validation_psnr:.2f} dB"
+                )
+
+        psnr = training.train(
+            loaded, data, out, minutes=minutes, resume=resume, device=device, report=report
+        )
+    screen.print(f"{out / 'checkpoint.pt'}: validation {psnr:.2f} dB (RGB)")
+
+
+@app.command("export")
+def export_command(
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint.pt of a training run.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of models, e.g. one in $CARCODEC_MODELS.")
+    ],
+    data: Annotated[str, typer.Option(help="What it was trained on, for the card.")] = "",
+    command: Annotated[str, typer.Option(help="How it was trained, for the card.")] = "",
+    measured: Annotated[
+        Path | None, typer.Option(help="JSON file of measured figures, for the card.")
+    ] = None,
+) -> None:
+    """Write a checkpoint as a model that can be encoded with: card and ONNX files."""
+    figures = json.loads(files.read_bytes(str(measured))) if measured else None
+    card = _training("export").export(
+        checkpoint, output, data=data, command=command, measured=figures
+    )
+    screen.print(f"{card}", markup=False)
+
+
+@app.command("pillow-autoload")
+def pillow_autoload(
+    state: Annotated[str, typer.Argument(help="on, off or status.")] = "status",
+) -> None:
+    """Let every Python program here open .carimg with Pillow, without importing carcodec."""
+    from carcodec.plugins import autoload
+
+    if state not in ("on", "off", "status"):
+        raise typer.BadParameter("say on, off or status")
+    typer.echo(autoload.switch(state))
+
+
+def _model_name(model: str | None, scale: int | None) -> str:
+    if model is not None and scale is not None:
+        raise typer.BadParameter("--model and --scale exclude each other")
+    if scale is None:
+        return model or codec.DEFAULT_MODEL
+    names = sorted({c.name for c in zoo.installed() if c.scale == scale})
+    if not names:
+        have = sorted({c.scale for c in zoo.installed()})
+        raise typer.BadParameter(
+            f"no installed model has scale {scale}; there are {', '.join(map(str, have))}"
+        )
+    plain = f"car-x{scale}"
+    return plain if plain in names else names[0]
+
+
+def _each(
+    given: list[str],
+    suffixes: set[str],
+    output: str | None,
+    suffix: str,
+    overwrite: bool,
+    quiet: bool,
+    verb: str,
+    one: Callable[[str, str, Callable[[float], None]], str],
+) -> None:
+    """Run ``one`` over every input; a failure is reported and the rest goes on."""
+    found = files.inputs(given, suffixes)
+    folder = any(g != "-" and Path(g).is_dir() for g in given)
+    many = len(found) > 1 or folder
+    if many and output == "-":
+        raise typer.BadParameter("several inputs cannot go to one standard output")
+    if many and output is not None and Path(output).is_file():
+        raise typer.BadParameter(f"several inputs need a folder, {output} is a file")
+    failures = 0
+    taken: set[str] = set()
+    with _bar("", disable=quiet) as bar:
+        whole = bar.add_task(verb, total=len(found)) if many else None
+        for source, relative in found:
+            target = files.output_path(source, relative, output, many, suffix)
+            task = bar.add_task(source, total=1.0)
+            try:
+                if target in taken:
+                    raise files.OutputError(
+                        f"{source}: {target} was just written for another input of that name"
+                    )
+                if target != source:  # else what is wrong with the input comes first
+                    files.check_output(target, overwrite)
+                summary = one(source, target, lambda share: bar.update(task, completed=share))  # noqa: B023
+                taken.add(target)
+            except CarcodecError as error:
+                failures += 1
+                _complain(error)
+            else:
+                if not quiet:
+                    bar.console.print(f"{source} → {target}  {summary}", markup=False)
+            bar.remove_task(task)
+            if whole is not None:
+                bar.advance(whole)
+    if failures:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _bar(unit: str, disable: bool = False) -> Iterator[Progress]:
+    columns: list[Any] = [TextColumn("{task.description}", markup=False), BarColumn()]
+    columns += [MofNCompleteColumn(), TextColumn(unit)] if unit else [TaskProgressColumn()]
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=screen,
+        transient=True,
+        disable=disable or not screen.is_terminal,
+    ) as bar:
+        yield bar
+
+
+def _named(source: str, action: Callable[[], Any]) -> Any:
+    """Run ``action``; an error gains the file's name."""
+    try:
+        return action()
+    except CarcodecError as error:
+        name = "standard input" if source == "-" else source
+        raise type(error)(f"{name}: {error}") from error
+
+
+def _check(photo: pixels.Photo, data: bytes, engine: str, threads: int) -> str:
+    restored = codec.restore(data, engine, threads)
+    psnr = metrics.psnr(photo.colour, restored.colour)
+    ssim = metrics.ssim(photo.colour, restored.colour)
+    return f", PSNR {psnr:.2f} dB, SSIM {ssim:.4f}"
+
+
+def _describe(source: str) -> dict[str, Any]:
+    data = files.read_bytes(source)
+    file: container.Carimg = _named(source, lambda: container.read(data))
+    header = file.header
+    names = {c.number: c.name for c in storage.STORAGES}
+    try:
+        zoo.find(header.model, header.model_version, header.model_digest)
+        there = True
+    except CarcodecError:
+        there = False
+    return {
+        "file": source,
+        "bytes": len(data),
+        "bpp": round(8 * len(data) / (header.width * header.height), 4),
+        "width": header.width,
+        "height": header.height,
+        "mode": header.mode_name,
+        "scale": header.scale,
+        "small_width": header.lr_size[0],
+        "small_height": header.lr_size[1],
+        "model": header.model,
+        "model_version": header.model_version,
+        "model_digest": header.model_digest.hex(),
+        "model_installed": there,
+        "storage": names.get(header.storage, header.storage),
+        "quality": "lossless" if header.lossless_lr else header.quality,
+        "lr_bytes": len(file.lr),
+        "alpha_bytes": len(file.alpha or b""),
+        "icc_bytes": len(file.icc or b""),
+        "exif_bytes": len(file.exif or b""),
+        "xmp_bytes": len(file.xmp or b""),
+    }
+
+
+def _card(card: zoo.ModelCard) -> dict[str, Any]:
+    return dataclasses.asdict(card) | {"digest": card.digest, "folder": str(card.folder)}
+
+
+def _training(module: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(f"carcodec.training.{module}")
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f'training needs {error.name}: pip install "carcodec[torch]"'
+        ) from error
+
+
+def _complain(error: BaseException) -> None:
+    screen.print(f"carcodec: {' '.join(str(error).split())}", style="red", markup=False)
+
+
+def main() -> None:
+    """Run the command line; exit code 1 is a failure, 2 a wrong call, 130 an interruption."""
+    try:
+        app(standalone_mode=True)
+    except CarcodecError as error:
+        _complain(error)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        _complain(error)
+        sys.exit(1)
+    except MemoryError:
+        screen.print("carcodec: there is not enough memory for this picture", style="red")
+        sys.exit(1)

@@ -1,0 +1,225 @@
+"""Files in and out for the command line: photos, folders, streams, atomic writes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import struct
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from carcodec import atomic, codec, pixels
+from carcodec.errors import CarcodecError, ImageError, LimitError
+
+__all__ = [
+    "OutputError",
+    "check_output",
+    "image_bytes",
+    "inputs",
+    "output_path",
+    "read_bytes",
+    "read_photo",
+    "write_bytes",
+]
+
+
+class OutputError(CarcodecError):
+    """A result cannot be written where it was asked for."""
+
+
+def inputs(given: list[str], suffixes: set[str]) -> list[tuple[str, Path]]:
+    """Expand folders (recursively, by suffix); ``-`` and files stay as they are.
+
+    Returns:
+        (path, path relative to the folder it was found in) pairs.
+
+    Raises:
+        ImageError: a folder holds nothing suitable.
+    """
+    found: list[tuple[str, Path]] = []
+    for name in given:
+        path = Path(name)
+        if name != "-" and path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes)
+            if not inside:
+                raise ImageError(
+                    f"{path} holds no {'photos' if len(suffixes) > 1 else '.carimg files'}"
+                )
+            found += [(str(p), p.relative_to(path)) for p in inside]
+        else:
+            found.append((name, Path(path.name)))
+    return found
+
+
+def output_path(source: str, relative: Path, output: str | None, many: bool, suffix: str) -> str:
+    """Where the result of ``source`` goes.
+
+    ``output`` may be ``-``, a file, a folder (existing, ending in a separator, or needed because
+    there are several inputs), or None for beside the source.
+    """
+    if output == "-" or (output is None and source == "-"):
+        return "-"
+    if output is None:
+        return str(Path(source).with_suffix(suffix))
+    if many or output.endswith(("/", os.sep)) or Path(output).is_dir():
+        name = Path("photo") if source == "-" else relative
+        return str(Path(output) / name.with_suffix(suffix))
+    return output
+
+
+def read_bytes(source: str) -> bytes:
+    """A whole file, or standard input for ``-``.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    try:
+        return sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot read {source}: {_reason(error)}") from error
+
+
+def read_photo(source: str) -> pixels.Photo:
+    """Open a photo in any format Pillow reads; 16-bit colour PNG keeps its 16 bits.
+
+    Raises:
+        ImageError: not a picture, damaged, or of an unsupported mode.
+        LimitError: too many pixels.
+    """
+    data = read_bytes(source)
+    name = "standard input" if source == "-" else source
+    if not data:
+        raise ImageError(f"{name} is empty")
+    try:
+        with _no_bomb_check(), Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > codec.MAX_PIXELS:
+                raise LimitError(
+                    f"{name} has {image.width}×{image.height} pixels, more than "
+                    f"{codec.MAX_PIXELS // 2**20} megapixels"
+                )
+            deep = image.format == "PNG" and data[24] == 16 and data[25] in (2, 6)
+            if not deep:
+                return pixels.from_image(image)
+            plain = pixels.from_image(image)
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not a picture in a format that can be read") from error
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from error
+    except (OSError, ValueError, SyntaxError, struct.error) as error:
+        raise ImageError(f"{name} cannot be read: {error}") from error
+    import imagecodecs
+
+    try:
+        exact = pixels.from_array(imagecodecs.png_decode(data))
+    except Exception as error:
+        raise ImageError(f"{name} cannot be read: {error}") from error
+    return dataclasses.replace(exact, icc=plain.icc, exif=plain.exif, xmp=plain.xmp)
+
+
+@contextlib.contextmanager
+def _no_bomb_check() -> Iterator[None]:
+    """Our own limit is checked instead of Pillow's, which stops at 179 megapixels."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def image_bytes(photo: pixels.Photo, suffix: str) -> bytes:
+    """Encode a photo in the format its file extension says, with its metadata.
+
+    16-bit colour stays so in PNG; other formats take 8 bits of it.
+
+    Raises:
+        OutputError: unknown extension, or a mode or size the format cannot hold.
+    """
+    suffix = suffix.lower()
+    Image.init()
+    kind = Image.registered_extensions().get(suffix)
+    if kind is None or kind not in Image.SAVE:
+        raise OutputError(
+            f"cannot write pictures with the extension {suffix or '(none)'}: "
+            "use .png, .jpg, .webp, .tif, .avif or another that Pillow writes"
+        )
+    if kind == "CARIMG":
+        raise OutputError("the result is a full-size picture: choose an extension such as .png")
+    options: dict[str, Any] = {}
+    if photo.icc:
+        options["icc_profile"] = photo.icc
+    if photo.exif:
+        options["exif"] = photo.exif
+    if photo.xmp:
+        options["xmp"] = photo.xmp
+    if kind == "PNG":
+        if photo.mode in ("RGB;16", "RGBA;16") and not options:
+            import imagecodecs
+
+            return bytes(imagecodecs.png_encode(pixels.to_array(photo), level=6))
+        if photo.xmp:
+            info = PngInfo()
+            info.add_itxt("XML:com.adobe.xmp", options.pop("xmp").decode("utf-8", "replace"))
+            options["pnginfo"] = info
+    elif kind == "JPEG":
+        options |= {"quality": 95, "subsampling": 0}
+    elif kind == "WEBP":
+        options["lossless"] = True
+    elif kind == "TIFF" and photo.xmp:
+        exif = Image.Exif()
+        exif.load(photo.exif or b"")
+        exif[700] = options.pop("xmp")
+        options["exif"] = exif
+    buffer = io.BytesIO()
+    image = pixels.to_image(photo)
+    try:
+        image.save(buffer, kind, **options)
+    except (OSError, ValueError, KeyError, struct.error) as error:
+        raise OutputError(f"{kind} cannot hold this picture: {error}") from error
+    return buffer.getvalue()
+
+
+def write_bytes(target: str, data: bytes, overwrite: bool) -> None:
+    """Write a file so that it appears whole or not at all; ``-`` is standard output.
+
+    Raises:
+        OutputError: it exists and ``overwrite`` is not set, or it cannot be written.
+    """
+    if target == "-":
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    path = Path(target)
+    check_output(target, overwrite)
+    try:
+        atomic.write(path, data)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {_reason(error)}") from error
+
+
+def check_output(target: str, overwrite: bool) -> None:
+    """Refuse early what :func:`write_bytes` would refuse late.
+
+    Raises:
+        OutputError: the target exists and ``overwrite`` is not set, or is a folder.
+    """
+    path = Path(target)
+    if target == "-":
+        return
+    if path.is_dir():
+        raise OutputError(f"cannot write {target}: it is a folder")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{target} exists already: add --overwrite to replace it")
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

@@ -1,0 +1,68 @@
+"""Made tests/golden once. Its files are never made again: they must decode for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+HERE = Path(__file__).parent
+os.environ["CARCODEC_MODELS"] = str(HERE / "models")
+
+import numpy as np  # noqa: E402
+from PIL import Image, ImageCms  # noqa: E402
+
+from carcodec import codec, container, pixels, storage  # noqa: E402
+
+
+def main() -> None:
+    folder = HERE / "golden"
+    folder.mkdir()  # fails where it exists, on purpose
+    with Image.open(HERE / "photos" / "taipei.png") as image:
+        crop = image.convert("RGB").crop((380, 380, 421, 413))
+    grey, colour = np.asarray(crop.convert("L")), np.asarray(crop)
+    alpha = np.linspace(0, 255, grey.size).astype(np.uint8).reshape(grey.shape)
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x013B] = "carcodec"
+    photos = {
+        "l": pixels.from_array(grey),
+        "la": pixels.from_array(np.dstack([grey, alpha])),
+        "rgb": pixels.Photo("RGB", colour, None, icc, b"Exif\0\0" + exif.tobytes()[6:], b"<x/>"),
+        "rgba": pixels.from_array(np.dstack([colour, alpha])),
+        "rgba-opaque": pixels.from_array(np.dstack([colour, np.full_like(alpha, 255)])),
+        "1": pixels.from_image(crop.convert("1")),
+        "i16": pixels.from_array(grey.astype(np.uint16) * 257),
+        "rgb16": pixels.from_array(colour.astype(np.uint16) * 257),
+        "rgba16": pixels.from_array(np.dstack([colour, alpha]).astype(np.uint16) * 257),
+    }
+    runs = [(f"mode-{name}", photo, "png", None, None) for name, photo in photos.items()]
+    runs.append(("alpha-lossy", photos["rgba"], "png", None, 40))
+    for c in storage.STORAGES:
+        for kind in ("rgb", "l"):
+            runs.append((f"{c.name}-lossless-{kind}", photos[kind], c.name, None, None))
+            if c.lossy:
+                runs.append((f"{c.name}-70-{kind}", photos[kind], c.name, 70, None))
+    index = {}
+    for name, photo, codec_name, quality, alpha_quality in runs:
+        encoded = codec.encode(
+            photo, model="tiny-x2", storage_codec=codec_name, quality=quality,
+            alpha_quality=alpha_quality, engine="onnxruntime",
+        )  # fmt: skip
+        (folder / f"{name}.carimg").write_bytes(encoded.data)
+        file = container.read(encoded.data)
+        small = np.asarray(codec.stored_image(file))
+        array = pixels.to_array(codec.restore(file, "onnxruntime"))
+        index[name] = {
+            "mode": encoded.header.mode_name,
+            "lr_shape": list(small.shape),
+            "lr_sum": int(small.astype(np.int64).sum()),
+            "shape": list(array.shape),
+            "mean": round(float(array.mean()), 4),
+            "metadata": [len(part or b"") for part in (file.icc, file.exif, file.xmp)],
+        }
+    (folder / "index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""A reader of .carimg written from docs/FORMAT.md alone; it imports nothing of carcodec."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any
+
+import imagecodecs
+import numpy as np
+
+MODES = [("L", 1, 0), ("LA", 1, 1), ("RGB", 3, 0), ("RGBA", 3, 1)]
+MODES += [("1", 1, 0), ("I;16", 1, 0), ("RGB;16", 3, 0), ("RGBA;16", 3, 1)]
+
+
+def codestream(number: int, data: bytes, width: int, height: int, channels: int) -> Any:
+    names = {1: "png", 2: "jpegls", 3: "jpeg2k", 4: "jpegxl", 5: "avif", 6: "webp"}
+    options = {"hasalpha": False} if number == 6 else {}
+    image = getattr(imagecodecs, names[number] + "_decode")(data, **options)
+    if channels == 1 and image.ndim == 3 and number in (5, 6):
+        image = image[..., 1]
+    if number == 2 and channels == 3:
+        green, red, blue = image[..., 0], image[..., 1], image[..., 2]
+        image = np.stack([red + green, green, blue + green], -1)
+    assert image.shape == ((height, width) if channels == 1 else (height, width, channels))
+    return image
+
+
+def read(data: bytes) -> dict[str, Any]:
+    """Header fields, ``lr``, ``alpha`` and metadata of a file."""
+    assert data[:8] == bytes.fromhex("894341520d0a1a0a")
+    chunks: dict[bytes, bytes] = {}
+    at = 8
+    while at < len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        payload = data[at + 8 : at + 8 + length]
+        (crc,) = struct.unpack_from(">I", data, at + 8 + length)
+        assert crc == zlib.crc32(kind + payload)
+        assert kind not in chunks
+        chunks[kind] = payload
+        at += 12 + length
+    assert list(chunks)[:2] == [b"HEAD", b"LRIM"]
+    assert list(chunks)[-1] == b"DONE"
+    head = chunks[b"HEAD"]
+    version, mode, scale, storage, quality, flags = head[:6]
+    assert version == 1
+    assert flags == 0
+    width, height = struct.unpack_from(">II", head, 6)
+    name, channels, has_alpha = MODES[mode]
+    lr_width, lr_height = -(-width // scale), -(-height // scale)
+    alpha = None
+    if b"ALPH" in chunks:
+        assert has_alpha
+        packed = chunks[b"ALPH"]
+        alpha = codestream(packed[0], packed[2:], width, height, 1)
+    return {
+        "mode": name, "scale": scale, "storage": storage, "quality": quality,
+        "width": width, "height": height, "digest": head[14:20],
+        "version": struct.unpack_from(">H", head, 20)[0], "model": head[22:].decode(),
+        "lr": codestream(storage, chunks[b"LRIM"], lr_width, lr_height, channels),
+        "alpha": alpha, "icc": chunks.get(b"iCCP"), "exif": chunks.get(b"eXIF"),
+        "xmp": chunks.get(b"xMPD"),
+    }  # fmt: skip

@@ -1,0 +1,328 @@
+"""The command line as a user meets it: real processes' arguments, files, streams, exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from carcodec import app, codec, container
+from carcodec.plugins import autoload
+
+HERE = Path(__file__).parent
+FAST = ["--model", "tiny-x2", "--engine", "onnxruntime"]
+
+
+def run(*arguments: object, monkeypatch: pytest.MonkeyPatch | None = None) -> int:
+    """``carcodec …`` in this process; returns the exit code."""
+    before = sys.argv
+    sys.argv = ["carcodec", *map(str, arguments)]
+    try:
+        app.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = before
+    return 0
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photo: Image.Image) -> Path:
+    photo.save(tmp_path / "a.png")
+    (tmp_path / "sub").mkdir()
+    photo.crop((0, 0, 31, 20)).save(tmp_path / "sub" / "b.jpg")
+    (tmp_path / "notes.txt").write_text("not a photo")
+    return tmp_path
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    text = capsys.readouterr().err.strip()
+    assert "Traceback" not in text
+    return text
+
+
+def test_one_photo_there_and_back(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("encode", folder / "a.png", *FAST) == 0
+    summary = error_of(capsys)
+    assert "96×64 RGB" in summary
+    assert "bpp" in summary
+    assert run("decode", folder / "a.carimg", "-o", folder / "back.png") == 0
+    with Image.open(folder / "back.png") as image:
+        assert image.size == (96, 64)
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tif", "avif", "bmp", "jp2", "ppm"])
+def test_decode_writes_what_the_extension_says(folder: Path, extension: str) -> None:
+    run("encode", folder / "a.png", *FAST, "-q")
+    target = folder / f"back.{extension}"
+    assert run("decode", folder / "a.carimg", "-o", target, "-q") == 0
+    with Image.open(target) as image:
+        assert image.size == (96, 64)
+        assert extension[:2] in (image.format or "").lower() or image.format in (
+            "JPEG", "TIFF", "JPEG2000",
+        )  # fmt: skip
+
+
+def test_metadata_reaches_the_decoded_file(folder: Path, photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "Carcodec"
+    exif[0x0112] = 8
+    xmp = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"
+    photo.save(folder / "m.jpg", exif=exif, icc_profile=b"profile", xmp=xmp, quality=95)
+    assert run("encode", folder / "m.jpg", *FAST, "-q") == 0
+    for extension in ("png", "jpg", "webp", "tif", "avif"):
+        target = folder / f"back.{extension}"
+        assert run("decode", folder / "m.carimg", "-o", target, "-q") == 0
+        with Image.open(target) as image:
+            assert image.size == (64, 96), extension
+            assert image.getexif()[0x010F] == "Carcodec", extension
+            assert 0x0112 not in image.getexif(), extension
+            assert image.info["icc_profile"] == b"profile", extension
+            found = image.info.get("xmp") or image.getexif().get(700)
+            assert bytes(found) == xmp, extension
+
+
+def test_sixteen_bit_png_stays_sixteen_bit(folder: Path, photo: Image.Image) -> None:
+    import imagecodecs
+
+    deep = np.asarray(photo).astype(np.uint16) * 257
+    (folder / "deep.png").write_bytes(imagecodecs.png_encode(deep))
+    assert run("encode", folder / "deep.png", *FAST, "-q") == 0
+    assert run("decode", folder / "deep.carimg", "-o", folder / "back.png", "-q") == 0
+    back = imagecodecs.png_decode((folder / "back.png").read_bytes())
+    assert back.dtype == np.uint16
+    assert len(np.unique(back)) > 2000
+
+
+def test_folders_keep_their_shape(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("encode", folder, "-o", out, *FAST, "-q") == 0
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.carimg")) == [
+        "a.carimg", "sub/b.carimg",
+    ]  # fmt: skip
+    back = tmp_path / "back"
+    assert run("decode", out, "-o", back, "--format", "webp", "-q") == 0
+    assert sorted(p.name for p in back.rglob("*.webp")) == ["a.webp", "b.webp"]
+    thumbs = tmp_path / "thumbs"
+    assert run("thumbnail", out, "-o", thumbs, "--size", "16", "-q") == 0
+    for path in thumbs.rglob("*.png"):
+        with Image.open(path) as image:
+            assert max(image.size) == 16
+
+
+def test_one_bad_input_does_not_stop_the_rest(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n garbage")
+    assert run("encode", folder / "bad.png", folder / "a.png", "-o", folder / "out", *FAST) == 1
+    text = error_of(capsys)
+    assert "bad.png" in text
+    assert (folder / "out" / "a.carimg").exists()
+    assert not (folder / "out" / "bad.carimg").exists()
+
+
+def test_existing_files_are_kept_unless_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "a.carimg").write_bytes(b"precious")
+    assert run("encode", folder / "a.png", *FAST) == 1
+    assert "--overwrite" in error_of(capsys)
+    assert (folder / "a.carimg").read_bytes() == b"precious"
+    assert run("encode", folder / "a.png", *FAST, "--overwrite", "-q") == 0
+    assert (folder / "a.carimg").read_bytes() != b"precious"
+
+
+def test_two_inputs_of_one_name_do_not_overwrite_each_other(
+    folder: Path, photo: Image.Image, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo.save(folder / "a.webp")
+    out = folder / "out"
+    assert run("encode", folder / "a.png", folder / "a.webp", "-o", out, *FAST, "--overwrite") == 1
+    assert "another input" in error_of(capsys)
+
+
+def test_streams(folder: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": "", "CARCODEC_MODELS": str(HERE / "models")}
+    command = [sys.executable, str(HERE.parent / "cli.py")]
+    encoded = subprocess.run(
+        [*command, "encode", "-", "-o", "-", *FAST],
+        input=(folder / "a.png").read_bytes(), capture_output=True, check=True, env=environment,
+    ).stdout  # fmt: skip
+    assert encoded.startswith(container.SIGNATURE)
+    decoded = subprocess.run(
+        [*command, "decode", "-", "--format", "jpg", "-q"],
+        input=encoded, capture_output=True, check=True, env=environment,
+    )  # fmt: skip
+    assert decoded.stderr == b""
+    with Image.open(io.BytesIO(decoded.stdout)) as image:
+        assert (image.format, image.size) == ("JPEG", (96, 64))
+
+
+def test_check_reports_quality(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("encode", folder / "a.png", "--check", *FAST) == 0
+    text = error_of(capsys)
+    psnr = float(text.split("PSNR ")[1].split(" dB")[0])
+    assert 18 < psnr < 40
+    assert 0.3 < float(text.split("SSIM ")[1]) < 1
+
+
+def test_info_json_and_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("encode", folder / "a.png", *FAST, "--storage", "webp", "--quality", "60", "-q")
+    assert run("info", "--json", folder / "a.carimg") == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["bytes"] == (folder / "a.carimg").stat().st_size
+    assert (entry["width"], entry["height"], entry["scale"]) == (96, 64, 2)
+    assert (entry["storage"], entry["quality"], entry["model"]) == ("webp", 60, "tiny-x2")
+    assert run("info", folder / "a.carimg") == 0
+    assert "tiny-x2" in capsys.readouterr().out
+
+
+def test_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("encode", folder / "a.png", *FAST, "-q")
+    assert run("verify", folder / "a.carimg") == 0
+    assert "sound" in error_of(capsys)
+    data = bytearray((folder / "a.carimg").read_bytes())
+    data[200] ^= 4
+    (folder / "damaged.carimg").write_bytes(data)
+    assert run("verify", folder / "a.carimg", folder / "damaged.carimg") == 1
+    assert "checksum" in error_of(capsys)
+
+
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("models", "list", "--json") == 0
+    names = {card["name"] for card in json.loads(capsys.readouterr().out)}
+    assert {"car-x2", "car-x4", "tiny-x2"} <= names
+    assert run("models", "show", "car-x4") == 0
+    assert json.loads(capsys.readouterr().out)["scale"] == 4
+    assert run("models", "list") == 0
+    assert "car-x2" in capsys.readouterr().out
+    assert run("models", "show", "nope") == 1
+    assert "installed: " in error_of(capsys)
+
+
+def test_scale_picks_a_model(folder: Path) -> None:
+    assert run("encode", folder / "a.png", "--scale", "4", "-q") == 0
+    assert container.read_header((folder / "a.carimg").read_bytes()).model == "car-x4"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--scale", "7"], "no installed model has scale 7"),
+        (["--scale", "2", "--model", "car-x2"], "exclude each other"),
+        (["--lossless", "--quality", "5"], "exclude each other"),
+        (["--storage", "png", "--quality", "5"], "lossless only"),
+        (["--quality", "101"], "less than or equal to 100"),
+        (["--threads", "-1"], "greater than or equal to 0"),
+        (["--nonsense"], "nonsense"),
+    ],
+)
+def test_wrong_calls_exit_with_2(
+    folder: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("encode", folder / "a.png", *arguments) == 2
+    assert words in " ".join(error_of(capsys).replace("│", " ").split())
+    assert not (folder / "a.carimg").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["encode", "nowhere.png"], "nowhere.png: no such file"),
+        (["encode", "empty.png"], "empty.png is empty"),
+        (["encode", "notes.txt"], "not a picture"),
+        (["encode", "a.png", "--storage", "gif"], "unknown storage codec 'gif'"),
+        (["encode", "a.png", "--model", "nope"], "nope is not installed"),
+        (["encode", "a.png", "--engine", "abacus"], "unknown engine 'abacus'"),
+        (["encode", "a.png", "-o", "notes.txt/x.carimg"], "cannot write"),
+        (["encode", "emptyfolder"], "holds no photos"),
+        (["decode", "a.png"], "signature is missing"),
+        (["decode", "empty.png"], "signature is missing"),
+        (["decode", "sub"], "holds no .carimg"),
+        (["decode", "ok.carimg", "-o", "x.xyz"], "extension .xyz"),
+        (["decode", "ok.carimg", "-o", "x.carimg"], "full-size picture"),
+        (["decode", "rgba.carimg", "-o", "x.jpg"], "JPEG cannot hold"),
+        (["info", "a.png"], "signature is missing"),
+        (["thumbnail", "cut.carimg"], "cut.carimg: the file is cut off"),
+        (["train", "nope", "--data", "."], "cannot read the recipe"),
+        (["export", "nope.pt", "-o", "x"], "no checkpoint"),
+    ],
+)
+def test_failures_exit_with_1_and_one_sentence(
+    folder: Path,
+    photo: Image.Image,
+    arguments: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "emptyfolder").mkdir()
+    ok = codec.encode(photo, model="tiny-x2").data
+    (folder / "ok.carimg").write_bytes(ok)
+    (folder / "cut.carimg").write_bytes(ok[:-5])
+    clear = photo.copy()
+    clear.putalpha(9)
+    (folder / "rgba.carimg").write_bytes(codec.encode(clear, model="tiny-x2").data)
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    assert run(*arguments) == 1
+    text = error_of(capsys)
+    assert words in text
+    assert text.startswith("carcodec: ")
+    assert "\n" not in text
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_no_permission(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if os.geteuid() == 0:
+        blocked = Path("/proc/carcodec/x.carimg")  # not even root may write there
+    else:
+        blocked = folder / "locked" / "x.carimg"
+        blocked.parent.mkdir(mode=0o500)
+    assert run("encode", folder / "a.png", "-o", blocked, *FAST) == 1
+    assert "cannot write" in error_of(capsys)
+
+
+def test_full_disk_leaves_nothing_half_written(folder: Path) -> None:
+    """A file-size limit stands in for a full disk: the write fails part-way."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500));"
+        f"sys.argv = ['carcodec', 'encode', {str(folder / 'a.png')!r}, '--model', 'tiny-x2'];"
+        "from carcodec.app import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "cannot write" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(p.name for p in folder.iterdir()) == ["a.png", "notes.txt", "sub"]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 500
+
+
+def test_pillow_autoload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = autoload.switch
+    monkeypatch.setattr(autoload, "switch", lambda state: real(state, tmp_path))
+    for state, answer in (("status", "off"), ("on", "on: "), ("status", "on: "), ("off", "off: ")):
+        assert run("pillow-autoload", state) == 0
+        assert capsys.readouterr().out.startswith(answer)
+    assert run("pillow-autoload", "maybe") == 2
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from importlib.metadata import version
+
+    assert run("--version") == 0
+    assert capsys.readouterr().out.strip() == f"carcodec {version('carcodec')}"

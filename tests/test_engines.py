@@ -1,0 +1,88 @@
+"""Engines agree, load only what the card describes, and say how to get a missing one."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from carcodec import codec, engines, zoo
+from carcodec.errors import DigestMismatchError, EngineError, MissingDependencyError
+
+MODELS = ["tiny-x2", "car-x2", "car-x4"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_engines_agree(name: str, taipei: Image.Image) -> None:
+    card = zoo.find(name)
+    colour = np.asarray(taipei.crop((240, 320, 432, 448)))
+    small = codec.downscale(colour, card, "pytorch", 2)
+    restored = codec.upscale(small, (192, 128), 8, card, "pytorch", 2).astype(int)
+    for engine in ("onnxruntime", "openvino"):
+        other = codec.downscale(colour, card, engine, 2)
+        assert _agree(small, other), f"{engine}: {np.abs(small - other.astype(int)).max()}"
+        if engine == "openvino":
+            from carcodec.engines import openvino
+
+            run = openvino.load(card, "upscaler", 2, "f32")
+            image = small.transpose(2, 0, 1)[None].astype(np.float32) / 255
+            found = np.clip(run(image)[0].transpose(1, 2, 0) * 255 + 0.5, 0, 255).astype(np.uint8)
+        else:
+            found = np.asarray(codec.upscale(small, (192, 128), 8, card, engine, 2))
+        assert _agree(restored, found), engine
+
+
+def _agree(a: np.ndarray, b: np.ndarray) -> bool:
+    """At most one level of difference on 99.9 % of the pixels."""
+    return bool((np.abs(a.astype(int) - b) <= 1).mean() >= 0.999)
+
+
+def test_bfloat16_stays_close(taipei: Image.Image) -> None:
+    """Where OpenVINO chooses bfloat16 by itself, decoding loses next to nothing."""
+    card = zoo.find("car-x2")
+    colour = np.asarray(taipei.crop((240, 320, 432, 448)))
+    small = codec.downscale(colour, card, "onnxruntime", 2)
+    exact = codec.upscale(small, (192, 128), 8, card, "onnxruntime", 2).astype(float)
+    auto = codec.upscale(small, (192, 128), 8, card, "openvino", 2)
+    errors = [((image - colour) ** 2).mean() for image in (exact, auto)]
+    assert 10 * np.log10(errors[1] / errors[0]) < 0.1  # dB
+
+
+def test_missing_engines_name_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    hidden = {"openvino", "torch"}
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in hidden else real(name)
+    )
+    assert engines.available() == ["onnxruntime"]
+    assert engines.get("auto").__name__.endswith("onnxruntime")
+    with pytest.raises(MissingDependencyError, match=r'pip install "carcodec\[openvino\]"'):
+        engines.get("openvino")
+    with pytest.raises(MissingDependencyError, match=r'pip install "carcodec\[torch\]"'):
+        engines.get("pytorch")
+    hidden.add("onnxruntime")
+    with pytest.raises(MissingDependencyError, match="pip install onnxruntime"):
+        engines.get("auto")
+
+
+def test_unknown_engine() -> None:
+    with pytest.raises(EngineError, match="choose auto or one of openvino, onnxruntime, pytorch"):
+        engines.get("abacus")
+
+
+def test_damaged_weights_are_refused(
+    tmp_path: Path, tiny: zoo.ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny.folder, tmp_path / "copy")
+    weights = tmp_path / "copy" / "upscaler.onnx"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    card = zoo.load_card(tmp_path / "copy" / "card.toml")
+    for engine in engines.available():
+        with pytest.raises(DigestMismatchError, match="install the model again"):
+            engines.get(engine).load(card, "upscaler", 1)

@@ -1,0 +1,229 @@
+"""Training: recipes, data, a short run that learns, resuming, exporting, and refusals."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import carcodec
+from carcodec import zoo
+from carcodec.errors import DataError, RecipeError, TrainingError
+from carcodec.training import loop
+from carcodec.training.data import Patches, load_images, split
+from carcodec.training.export import export
+from carcodec.training.optimiser import Muon
+from carcodec.training.recipe import load_recipe
+
+RECIPE = """
+name = "test-x2"
+scale = 2
+[downscaler]
+width = 8
+blocks = 1
+head_width = 8
+convex = {convex}
+[upscaler]
+width = 8
+blocks = 1
+[training]
+batch = 4
+patch = 32
+optimiser = "{optimiser}"
+learning_rate = {rate}
+offset = 0.01
+tv = 0.01
+guide = 0.02
+bf16 = false
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path, taipei: Image.Image) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(4):
+        taipei.crop((160 * i, 320, 160 * i + 128, 448)).save(folder / f"{i}.png")
+    return folder
+
+
+def recipe(path: Path, convex: str = "false", optimiser: str = "muon", rate: str = "4e-3") -> Path:
+    path = path / "recipe.toml"
+    path.write_text(RECIPE.format(convex=convex, optimiser=optimiser, rate=rate))
+    return path
+
+
+@pytest.mark.parametrize(("convex", "optimiser"), [("false", "muon"), ("true", "adam")])
+def test_a_short_run_learns_exports_and_encodes(
+    convex: str, optimiser: str, tmp_path: Path, data: Path,
+    photo: Image.Image, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    loaded = load_recipe(
+        recipe(tmp_path, convex, optimiser, "4e-3" if optimiser == "muon" else "2e-3")
+    )
+    trainer = loop._Trainer(loaded, data, torch.device("cpu"))
+    before = trainer.validate()
+    for _ in range(60):
+        trainer.minutes += 1 / 60
+        loss, _ = trainer.update(1.0)
+        assert torch.isfinite(loss)
+    assert trainer.validate() > before + 0.05
+    trainer.save(tmp_path / "run" / "checkpoint.pt")
+
+    card = export(tmp_path / "run" / "checkpoint.pt", tmp_path / "models", data="test photos")
+    assert zoo.load_card(card).training["data"] == "test photos"
+    monkeypatch.setenv(zoo.MODELS_VARIABLE, str(tmp_path / "models"))
+    encoded = carcodec.encode(photo, model="test-x2")
+    assert carcodec.decode(encoded.data).size == photo.size
+    # the same weights may be exported again, others under the same version may not
+    assert export(tmp_path / "run" / "checkpoint.pt", tmp_path / "models") == card
+    trainer.update(1.0)
+    trainer.save(tmp_path / "run" / "checkpoint.pt")
+    with pytest.raises(TrainingError, match="new version"):
+        export(tmp_path / "run" / "checkpoint.pt", tmp_path / "models")
+
+
+def test_resuming_continues_the_same_run(tmp_path: Path, data: Path) -> None:
+    loaded = load_recipe(recipe(tmp_path))
+
+    def steps(trainer: loop._Trainer, count: int) -> list[float]:
+        losses = []
+        for _ in range(count):
+            trainer.minutes += 0.01
+            losses.append(float(trainer.update(1.0)[0]))
+        return losses
+
+    straight = loop._Trainer(loaded, data, torch.device("cpu"))
+    expected = steps(straight, 12)
+    first = loop._Trainer(loaded, data, torch.device("cpu"))
+    found = steps(first, 5)
+    first.save(tmp_path / "checkpoint.pt")
+    second = loop._Trainer(loaded, data, torch.device("cpu"))
+    second.restore(tmp_path / "checkpoint.pt")
+    assert second.minutes == pytest.approx(0.05)
+    found += steps(second, 7)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_train_leaves_a_checkpoint_and_a_log(tmp_path: Path, data: Path) -> None:
+    loaded = load_recipe(recipe(tmp_path))
+    heard: list[loop.Progress] = []
+    out = tmp_path / "run"
+    psnr = loop.train(loaded, data, out, minutes=0.02, report=heard.append)
+    assert heard[-1].validation_psnr == pytest.approx(psnr)
+    assert heard[-1].minutes >= 0.02
+    with (out / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[-1]["validation_psnr"]) == pytest.approx(psnr, abs=1e-3)
+    with pytest.raises(TrainingError, match="--resume"):
+        loop.train(loaded, data, out, minutes=0.02)
+    assert loop.train(loaded, data, out, minutes=0.02, resume=True) == pytest.approx(psnr)
+    other = load_recipe(recipe(tmp_path, convex="true"))
+    with pytest.raises(TrainingError, match="downscaler differs"):
+        loop.train(other, data, out, minutes=0.04, resume=True)
+
+
+def test_a_diverged_run_stops_itself(tmp_path: Path, data: Path) -> None:
+    loaded = load_recipe(recipe(tmp_path, rate="1e18", optimiser="adam"))
+    with pytest.raises(TrainingError, match="diverged"):
+        loop.train(loaded, data, tmp_path / "run", minutes=0.5, report_every=0.05)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage"])
+def test_damaged_checkpoints(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(TrainingError, match="damaged"):
+        export(tmp_path / "checkpoint.pt", tmp_path)
+
+
+def test_baselines_train_and_are_not_exported(tmp_path: Path, data: Path) -> None:
+    path = tmp_path / "b.toml"
+    path.write_text(
+        'name = "b"\nscale = 2\n[downscaler]\nfamily = "bicubic"\n'
+        "[upscaler]\nwidth = 8\nblocks = 1\n[training]\nbatch = 2\npatch = 32\n"
+    )
+    loop.train(load_recipe(path), data, tmp_path / "run", minutes=0.005)
+    with pytest.raises(TrainingError, match="not exported"):
+        export(tmp_path / "run" / "checkpoint.pt", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name = ", "not a TOML file"),
+        ('scale = 2\nname = "x"\nsize = 3', "unknown key 'size'"),
+        ("scale = 2", "missing name"),
+        ('name = "x"\nscale = "2"', "scale must be int"),
+        ('name = "x"\nscale = 9', "from 2 to 8"),
+        ('name = "x"\nscale = 2\ndownscaler = 1', "expected a table"),
+        ('name = "x"\nscale = 2\n[downscaler]\nfamily = "tad"', "unknown family 'tad'"),
+        ('name = "x"\nscale = 4\n[training]\npatch = 100', "multiple of 8"),
+        ('name = "x"\nscale = 2\n[training]\noptimiser = "sgd"', "'adam' or 'muon'"),
+        ('name = "x"\nscale = 2\n[training]\nbatch = 2.5', "batch must be int"),
+    ],
+)
+def test_recipes_that_cannot_be(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=words):
+        load_recipe(path)
+
+
+def test_every_shipped_recipe_loads() -> None:
+    folder = Path(loop.__file__).parent / "recipes"
+    recipes = {path.stem: load_recipe(path) for path in folder.glob("*.toml")}
+    assert {"car-x2", "car-x4", "bicubic-x2", "bicubic-x4", "car-paper-x2", "car-paper-x4"} <= set(
+        recipes
+    )
+    assert all(name == r.name for name, r in recipes.items())
+    for scale in (2, 4):  # a baseline differs in the downscaler and nothing else
+        car, base = recipes[f"car-x{scale}"], recipes[f"bicubic-x{scale}"]
+        assert car.upscaler == base.upscaler
+        same = ("batch", "patch", "minutes", "optimiser", "learning_rate", "ema", "seed")
+        assert all(getattr(car.training, k) == getattr(base.training, k) for k in same)
+
+
+def test_data_folders(tmp_path: Path, data: Path) -> None:
+    train, held_out = split(data)
+    assert (len(train), len(held_out)) == (3, 1)
+    for part in ("train", "val"):
+        (tmp_path / "both" / part).mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(tmp_path / "both" / part / "x.png")
+    train, held_out = split(tmp_path / "both")
+    assert [p.parent.name for p in train + held_out] == ["train", "val"]
+    with pytest.raises(DataError, match="not a folder"):
+        split(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="too few"):
+        split(tmp_path / "empty")
+    with pytest.raises(DataError, match="at least 500 pixels"):
+        load_images(train, 500)
+    (data / "0.png").write_bytes(b"garbage")
+    with pytest.raises(DataError, match="cannot read"):
+        load_images([data / "0.png"])
+
+
+def test_patches_are_cut_from_the_images_and_repeatable() -> None:
+    image = np.arange(40 * 50 * 3, dtype=np.uint32).reshape(40, 50, 3).astype(np.uint8)
+    first = Patches([image], 16, seed=3).batch(20)
+    assert first.shape == (20, 3, 16, 16)
+    assert torch.equal(first, Patches([image], 16, seed=3).batch(20))
+    assert not torch.equal(first, Patches([image], 16, seed=4).batch(20))
+    assert set((first * 255).round().unique().int().tolist()) <= set(range(256))
+
+
+def test_muons_update_is_orthogonal_and_sized_like_adams() -> None:
+    weight = torch.nn.Parameter(torch.zeros(16, 4, 3, 3))
+    optimiser = Muon([weight], lr=1.0)
+    weight.grad = torch.randn(16, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    optimiser.step()
+    update = weight.detach().flatten(1) / (0.2 * 36**0.5)
+    singular = torch.linalg.svdvals(update)
+    assert singular.min() > 0.5
+    assert singular.max() < 1.3
+    assert float(weight.detach().square().mean().sqrt()) == pytest.approx(0.2, rel=0.25)
