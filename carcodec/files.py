@@ -178,7 +178,7 @@ def image_bytes(photo: pixels.Photo, suffix: str) -> bytes:
         exif = Image.Exif()
         exif.load(photo.exif or b"")
         exif[700] = options.pop("xmp")
-        options["exif"] = exif
+        options["exif"] = exif.tobytes()  # given the object, Pillow loses the inner folders
     buffer = io.BytesIO()
     image = pixels.to_image(photo)
     try:

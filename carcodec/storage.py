@@ -80,7 +80,7 @@ class StorageCodec:
         width, height = size
         try:
             actual = self._size(data)
-        except (struct.error, IndexError) as error:
+        except (struct.error, IndexError, ValueError) as error:
             raise StorageError(f"the {self.title} codestream is damaged") from error
         if actual not in (None, size):
             raise StorageError(
@@ -155,6 +155,14 @@ def _jpegls_decode(codecs: Any, data: bytes, out: Pixels) -> Pixels:
     return _add_green(planes) if planes.ndim == 3 else planes
 
 
+def _jpegls_size(data: bytes) -> tuple[int, int]:
+    # CharLS spends eight seconds on a stream that is cut off: look for its end marker first.
+    if data[-2:] != b"\xff\xd9":
+        raise IndexError("no end marker")
+    height, width = struct.unpack_from(">HH", data, data.index(b"\xff\xf7") + 5)  # SOF55
+    return width, height
+
+
 def _jpeg2k_encode(codecs: Any, image: Pixels, quality: int | None) -> bytes:
     # OpenJPEG's lossy quality is a target PSNR in dB: 0…100 is 20…60 dB.
     level = 0 if quality is None else 20 + 0.4 * quality
@@ -220,7 +228,10 @@ STORAGES: tuple[StorageCodec, ...] = (
         "png", 1, "PNG", False, ".png", 2**31 - 1,
         _png_encode, lambda codecs, data, out: np.asarray(codecs.png_decode(data, out=out)),
     ),
-    StorageCodec("jpegls", 2, "JPEG-LS", False, ".jls", 65535, _jpegls_encode, _jpegls_decode),
+    StorageCodec(
+        "jpegls", 2, "JPEG-LS", False, ".jls", 65535,
+        _jpegls_encode, _jpegls_decode, _jpegls_size,
+    ),
     StorageCodec(
         "jpeg2000", 3, "JPEG 2000", True, ".j2k", 2**31 - 1,
         _jpeg2k_encode, lambda codecs, data, out: np.asarray(codecs.jpeg2k_decode(data, out=out)),

@@ -11,6 +11,7 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 os.environ["CARCODEC_MODELS"] = str(HERE / "models")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: more threads only spin
 
 settings.register_profile(
     "ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]

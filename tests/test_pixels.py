@@ -168,8 +168,7 @@ def test_metadata_survives_from_every_format(kind: str, photo: Image.Image) -> N
         options["pnginfo"] = info
     if kind == "TIFF":
         exif[700] = xmp
-        exif.tobytes()  # Pillow's TIFF writer takes the inner folders only after this
-        options["exif"] = exif
+        options["exif"] = exif.tobytes()  # given the object, Pillow loses the inner folders
     buffer = io.BytesIO()
     photo.save(buffer, kind, **options)
     with Image.open(buffer) as stored:

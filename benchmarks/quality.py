@@ -1,0 +1,114 @@
+"""PSNR and SSIM of models on folders of photos under the CAR paper's protocol, with LR's bits.
+
+    python benchmarks/quality.py EVAL/Set5 EVAL/Set14 … [--models car-x2 car-x4]
+        [--checkpoints runs/bicubic-x2/checkpoint.pt …] [--json figures.json]
+
+Photos are cropped to multiples of the scale, LR is rounded to 8 bits, and Y of the rounded RGB
+result is compared with Y of the original, `scale` pixels of border left out (docs/PROTOCOL.md).
+"LR bpp" is the lossless JPEG XL codestream of LR in bits per HR pixel. Checkpoints serve the
+baselines, which are not exported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from carcodec import codec, metrics, storage, zoo
+
+Pair = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def installed(name: str, engine: str, threads: int) -> tuple[int, Pair]:
+    card = zoo.find(name)
+
+    def run(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        small = codec.downscale(image, card, engine, threads)
+        size = (image.shape[1], image.shape[0])
+        return small, np.asarray(codec.upscale(small, size, 8, card, engine, threads))
+
+    return card.scale, run
+
+
+def checkpoint(path: Path) -> tuple[str, int, Pair]:
+    import torch
+
+    from carcodec.training.export import checkpoint_networks
+
+    recipe, downscaler, upscaler, _ = checkpoint_networks(path)
+
+    @torch.inference_mode()
+    def run(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        height, width = image.shape[:2]
+        multiple = 2 * recipe.scale
+        pad = [(0, -height % multiple), (0, -width % multiple), (0, 0)]
+        source = torch.from_numpy(np.pad(image, pad, "edge")).permute(2, 0, 1)[None] / 255
+        small = downscaler(source).clamp(0, 1).mul(255).round()
+        restored = upscaler(small / 255).clamp(0, 1).mul(255).round()
+        big, little = (x[0].permute(1, 2, 0).byte().numpy() for x in (restored, small))
+        return little[: height // recipe.scale, : width // recipe.scale], big[:height, :width]
+
+    return recipe.name, recipe.scale, run
+
+
+def scores(path: Path, scale: int, pair: Pair) -> tuple[float, float, float, float]:
+    """Y PSNR, Y SSIM, RGB PSNR, LR bpp of one photo."""
+    with Image.open(path) as opened:
+        image = np.asarray(opened.convert("RGB"))
+    height, width = (side // scale * scale for side in image.shape[:2])
+    image = np.ascontiguousarray(image[:height, :width])
+    small, restored = pair(image)
+    y = metrics.luma(image), metrics.luma(restored)
+    bits = 8 * len(storage.by_name("jpegxl").encode(small))
+    return (
+        metrics.psnr(*y, border=scale),
+        metrics.ssim(*y, border=scale),
+        metrics.psnr(image, restored),
+        bits / (height * width),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--models", nargs="*", default=["car-x2", "car-x4"])
+    parser.add_argument("--checkpoints", nargs="*", type=Path, default=[])
+    parser.add_argument("--engine", default="onnxruntime")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    systems: dict[str, tuple[int, Pair]] = {
+        name: installed(name, arguments.engine, arguments.threads) for name in arguments.models
+    }
+    for path in arguments.checkpoints:
+        name, scale, pair = checkpoint(path)
+        systems[name] = (scale, pair)
+    table = Table("model", "set", "photos", "Y PSNR", "Y SSIM", "RGB PSNR", "LR bpp")
+    figures: dict[str, dict[str, Any]] = {}
+    for name, (scale, pair) in systems.items():
+        for folder in arguments.folders:
+            photos = sorted(folder.glob("*.png"))
+            found = np.array([scores(path, scale, pair) for path in photos])
+            psnr, ssim, rgb, bpp = (float(v) for v in found.mean(0))
+            assert all(map(math.isfinite, (psnr, ssim, rgb, bpp)))
+            row = (f"{psnr:.2f}", f"{ssim:.4f}", f"{rgb:.2f}", f"{bpp:.3f}")
+            table.add_row(name, folder.name, str(len(photos)), *row)
+            keys = ("Y PSNR dB", "Y SSIM", "RGB PSNR dB", "LR bpp")
+            values = (float(v) for v in row)
+            figures.setdefault(name, {})[folder.name] = dict(zip(keys, values, strict=True))
+    Console(width=100).print(table)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
