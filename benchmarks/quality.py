@@ -5,13 +5,15 @@
 
 Photos are cropped to multiples of the scale, LR is rounded to 8 bits, and Y of the rounded RGB
 result is compared with Y of the original, `scale` pixels of border left out (docs/PROTOCOL.md).
-"LR bpp" is the lossless JPEG XL codestream of LR in bits per HR pixel. Checkpoints serve the
-baselines, which are not exported.
+"LR bpp" is the lossless JPEG XL codestream of LR in bits per HR pixel; "JPEG bpp" what JPEG (4:4:4,
+optimised, progressive) needs for at least the same RGB PSNR. Checkpoints serve the baselines,
+which are not exported.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 from collections.abc import Callable
@@ -60,8 +62,26 @@ def checkpoint(path: Path) -> tuple[str, int, Pair]:
     return recipe.name, recipe.scale, run
 
 
-def scores(path: Path, scale: int, pair: Pair) -> tuple[float, float, float, float]:
-    """Y PSNR, Y SSIM, RGB PSNR, LR bpp of one photo."""
+def jpeg_bits(image: np.ndarray, psnr: float) -> int:
+    """Bits of the smallest JPEG whose RGB PSNR is at least ``psnr``; of quality 100 if none is."""
+    low, high, best = 1, 100, 0
+    while low <= high:
+        quality = (low + high) // 2
+        buffer = io.BytesIO()
+        picture = Image.fromarray(image)
+        picture.save(
+            buffer, "JPEG", quality=quality, subsampling=0, optimize=True, progressive=True
+        )
+        if metrics.psnr(image, np.asarray(Image.open(buffer))) >= psnr:
+            high, best = quality - 1, len(buffer.getvalue())
+        else:
+            low = quality + 1
+            best = best or (len(buffer.getvalue()) if quality == 100 else 0)
+    return 8 * best
+
+
+def scores(path: Path, scale: int, pair: Pair) -> tuple[float, ...]:
+    """Y PSNR, Y SSIM, RGB PSNR, LR bpp, JPEG bpp of one photo."""
     with Image.open(path) as opened:
         image = np.asarray(opened.convert("RGB"))
     height, width = (side // scale * scale for side in image.shape[:2])
@@ -69,11 +89,13 @@ def scores(path: Path, scale: int, pair: Pair) -> tuple[float, float, float, flo
     small, restored = pair(image)
     y = metrics.luma(image), metrics.luma(restored)
     bits = 8 * len(storage.by_name("jpegxl").encode(small))
+    rgb = metrics.psnr(image, restored)
     return (
         metrics.psnr(*y, border=scale),
         metrics.ssim(*y, border=scale),
-        metrics.psnr(image, restored),
+        rgb,
         bits / (height * width),
+        jpeg_bits(image, rgb) / (height * width),
     )
 
 
@@ -92,17 +114,17 @@ def main() -> None:
     for path in arguments.checkpoints:
         name, scale, pair = checkpoint(path)
         systems[name] = (scale, pair)
-    table = Table("model", "set", "photos", "Y PSNR", "Y SSIM", "RGB PSNR", "LR bpp")
+    table = Table("model", "set", "photos", "Y PSNR", "Y SSIM", "RGB PSNR", "LR bpp", "JPEG bpp")
     figures: dict[str, dict[str, Any]] = {}
     for name, (scale, pair) in systems.items():
         for folder in arguments.folders:
             photos = sorted(folder.glob("*.png"))
             found = np.array([scores(path, scale, pair) for path in photos])
-            psnr, ssim, rgb, bpp = (float(v) for v in found.mean(0))
-            assert all(map(math.isfinite, (psnr, ssim, rgb, bpp)))
-            row = (f"{psnr:.2f}", f"{ssim:.4f}", f"{rgb:.2f}", f"{bpp:.3f}")
+            psnr, ssim, rgb, bpp, jpeg = (float(v) for v in found.mean(0))
+            assert all(map(math.isfinite, (psnr, ssim, rgb, bpp, jpeg)))
+            row = (f"{psnr:.2f}", f"{ssim:.4f}", f"{rgb:.2f}", f"{bpp:.3f}", f"{jpeg:.3f}")
             table.add_row(name, folder.name, str(len(photos)), *row)
-            keys = ("Y PSNR dB", "Y SSIM", "RGB PSNR dB", "LR bpp")
+            keys = ("Y PSNR dB", "Y SSIM", "RGB PSNR dB", "LR bpp", "JPEG bpp")
             values = (float(v) for v in row)
             figures.setdefault(name, {})[folder.name] = dict(zip(keys, values, strict=True))
     Console(width=100).print(table)

@@ -8,6 +8,12 @@
 Importing it registers the ``.carimg`` format with Pillow.
 """
 
+from pathlib import Path as _Path
+
+if not _Path(__file__).with_name("engines").is_dir():
+    # A checkout that is not installed: engines/ and plugins/ lie beside this folder.
+    __path__.append(str(_Path(__file__).parent.parent))
+
 from carcodec.codec import Encoded, decode, decode_array, encode, thumbnail
 from carcodec.container import Carimg, Header, read, read_header, write
 from carcodec.errors import CarcodecError

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from PIL import Image
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -167,9 +168,13 @@ def thumbnail(
 
     def one(source: str, target: str, report: Callable[[float], None]) -> str:
         data = files.read_bytes(source)
-        image = _named(source, lambda: codec.thumbnail(data))
-        if size:
-            image.thumbnail((size, size))
+        file = _named(source, lambda: container.read(data))
+        width, height = file.header.lr_size
+        share = min(1.0, size / max(width, height)) if size else 1.0
+        wanted = (max(1, round(width * share)), max(1, round(height * share)))
+        image = _named(source, lambda: codec.thumbnail(file, wanted))
+        if image.size != wanted:
+            image = image.resize(wanted, Image.Resampling.LANCZOS)
         suffix = ".png" if target == "-" else Path(target).suffix
         written = files.image_bytes(pixels.from_image(image), suffix)
         files.write_bytes(target, written, overwrite)

@@ -26,6 +26,7 @@ __all__ = [
     "SIGNATURE",
     "Carimg",
     "Header",
+    "Preview",
     "ceil_div",
     "read",
     "read_header",
@@ -51,6 +52,7 @@ MODES: dict[int, tuple[str, int, bool, int]] = {
 
 _FIXED = struct.Struct(">BBBBBBII6sH")  # everything in HEAD but the model's name
 _FRAME = struct.Struct(">I4s")
+_PREVIEW = struct.Struct(">BHH")
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -112,6 +114,20 @@ class Header:
 
 
 @dataclass(frozen=True)
+class Preview:
+    """A still smaller image for large photos, so that their thumbnail is instant.
+
+    ``storage`` numbers the codec of ``data``, whose image is ``width × height`` pixels with as
+    many channels as LR.
+    """
+
+    storage: int
+    width: int
+    height: int
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Carimg:
     """A whole file: header, LR codestream and what travels with it.
 
@@ -128,6 +144,7 @@ class Carimg:
     icc: bytes | None = None
     exif: bytes | None = None
     xmp: bytes | None = None
+    preview: Preview | None = None
     unknown: tuple[tuple[bytes, bytes], ...] = field(default=())
 
 
@@ -189,6 +206,20 @@ def _unpack_header(payload: bytes) -> Header:
     return header
 
 
+def _pack_preview(preview: Preview) -> bytes:
+    return _PREVIEW.pack(preview.storage, preview.width, preview.height) + preview.data
+
+
+def _unpack_preview(payload: bytes, header: Header) -> Preview:
+    if len(payload) <= _PREVIEW.size:
+        raise ContainerError("the preview chunk is damaged")
+    preview = Preview(*_PREVIEW.unpack_from(payload), payload[_PREVIEW.size :])
+    width, height = header.lr_size
+    if not (1 <= preview.width <= width and 1 <= preview.height <= height):
+        raise ContainerError("the preview chunk is larger than the image it previews")
+    return preview
+
+
 def _chunk(kind: bytes, payload: bytes) -> bytes:
     if len(payload) > MAX_SIDE:
         raise LimitError(f"a {kind.decode()} chunk cannot hold {len(payload)} bytes")
@@ -205,6 +236,7 @@ def write(image: Carimg) -> bytes:
     """
     parts: list[tuple[bytes, bytes | None]] = [
         (b"HEAD", _pack_header(image.header)),
+        (b"pREV", None if image.preview is None else _pack_preview(image.preview)),
         (b"LRIM", image.lr),
         (b"ALPH", None),
         (b"iCCP", image.icc),
@@ -216,7 +248,7 @@ def write(image: Carimg) -> bytes:
     if image.alpha is not None:
         if not image.header.has_alpha:
             raise ContainerError("an alpha plane was given for a mode without alpha")
-        parts[2] = (b"ALPH", bytes([image.alpha_storage, image.alpha_quality]) + image.alpha)
+        parts[3] = (b"ALPH", bytes([image.alpha_storage, image.alpha_quality]) + image.alpha)
     return SIGNATURE + b"".join(_chunk(kind, data) for kind, data in parts if data is not None)
 
 
@@ -290,11 +322,13 @@ def read(data: bytes | memoryview) -> Carimg:
             if kind != b"HEAD":
                 raise ContainerError("the first chunk is not HEAD")
             header = _unpack_header(payload)
-        if kind in (b"HEAD", b"LRIM", b"ALPH", b"iCCP", b"eXIF", b"xMPD", b"DONE"):
+        if kind in (b"HEAD", b"pREV", b"LRIM", b"ALPH", b"iCCP", b"eXIF", b"xMPD", b"DONE"):
             if kind in known:
                 raise ContainerError(f"the file has two {kind.decode()} chunks")
             if kind in (b"ALPH", b"iCCP", b"eXIF", b"xMPD", b"DONE") and b"LRIM" not in known:
                 raise ContainerError(f"the {kind.decode()} chunk comes before LRIM")
+            if kind == b"pREV" and b"LRIM" in known:
+                raise ContainerError("the pREV chunk comes after LRIM")
             known[kind] = payload
         elif kind[:1].isupper():
             raise UnsupportedError(
@@ -320,5 +354,6 @@ def read(data: bytes | memoryview) -> Carimg:
         known.get(b"iCCP"),
         known.get(b"eXIF"),
         known.get(b"xMPD"),
+        _unpack_preview(known[b"pREV"], header) if b"pREV" in known else None,
         tuple(unknown),
     )

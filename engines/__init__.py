@@ -14,11 +14,11 @@ from carcodec.zoo import ModelCard
 
 __all__ = ["ENGINES", "Engine", "Network", "available", "get"]
 
-# name -> (module to look for, extra that brings it), in the order "auto" prefers
-ENGINES: dict[str, tuple[str, str]] = {
-    "openvino": ("openvino", "openvino"),
-    "onnxruntime": ("onnxruntime", ""),
-    "pytorch": ("torch", "torch"),
+# name -> (modules to look for, extra that brings them), in the order "auto" prefers
+ENGINES: dict[str, tuple[tuple[str, ...], str]] = {
+    "openvino": (("openvino", "onnx"), "openvino"),
+    "onnxruntime": (("onnxruntime",), ""),
+    "pytorch": (("torch", "onnx"), "torch"),
 }
 
 
@@ -41,7 +41,11 @@ class Engine(Protocol):
 
 def available() -> list[str]:
     """Names of the engines whose packages are installed, in the order of preference."""
-    return [name for name, (module, _) in ENGINES.items() if importlib.util.find_spec(module)]
+    return [name for name in ENGINES if not _missing(name)]
+
+
+def _missing(name: str) -> list[str]:
+    return [module for module in ENGINES[name][0] if importlib.util.find_spec(module) is None]
 
 
 def get(name: str = "auto") -> Engine:
@@ -60,9 +64,9 @@ def get(name: str = "auto") -> Engine:
         name = usable[0]
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}: choose auto or one of {', '.join(ENGINES)}")
-    module, extra = ENGINES[name]
-    if importlib.util.find_spec(module) is None:
-        package = f'"carcodec[{extra}]"' if extra else module
+    if missing := _missing(name):
+        extra = ENGINES[name][1]
+        package = f'"carcodec[{extra}]"' if extra else missing[0]
         raise MissingDependencyError(f"the {name} engine is not installed: pip install {package}")
     engine: Any = importlib.import_module(f"carcodec.engines.{name}")
     return engine  # type: ignore[no-any-return]

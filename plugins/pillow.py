@@ -39,7 +39,7 @@ class CarimgImageFile(ImageFile.ImageFile):
         header = self._file.header
         self._size = (header.width, header.height)
         self._mode = _PILLOW_MODES.get(header.mode_name, header.mode_name)
-        self._small = False
+        self._small: tuple[int, int] | None = None
         self._decoded = False
         self.info.update(
             model=header.model,
@@ -62,15 +62,19 @@ class CarimgImageFile(ImageFile.ImageFile):
         self, mode: str | None, size: tuple[int, int] | None
     ) -> tuple[str, tuple[int, int, float, float]] | None:
         """Switch to the stored small image if it is at least ``size``; see Pillow's ``draft``."""
-        header = self._file.header
-        small = header.lr_size
-        if self._decoded or size is None or small[0] < size[0] or small[1] < size[1]:
+        if self._decoded or size is None:
             return None
-        self._small = True
-        self._size = small
-        if header.mode_name in ("1", "I;16"):
-            self._mode = "L"
-        return self.mode, (0, 0, header.width / header.scale, header.height / header.scale)
+        header, preview = self._file.header, self._file.preview
+        stored = [header.lr_size]
+        if preview is not None:
+            stored.insert(0, (preview.width, preview.height))
+        for small in stored:
+            if small[0] >= size[0] and small[1] >= size[1]:
+                self._size = self._small = small
+                if header.mode_name in ("1", "I;16"):
+                    self._mode = "L"
+                return self.mode, (0, 0, *small)
+        return None
 
     def thumbnail(
         self,
@@ -92,7 +96,10 @@ class CarimgImageFile(ImageFile.ImageFile):
         """Decode: with the model's upscaler, or only the small image after :meth:`draft`."""
         if not self._decoded:
             try:
-                image = codec.thumbnail(self._file) if self._small else codec.decode(self._file)
+                if self._small:
+                    image = codec.thumbnail(self._file, self._small)
+                else:
+                    image = codec.decode(self._file)
             except CarcodecError as error:
                 raise OSError(str(error)) from error
             if image.mode != self.mode:

@@ -43,8 +43,11 @@ def main() -> None:
             runs.append((f"{c.name}-lossless-{kind}", photos[kind], c.name, None, None))
             if c.lossy:
                 runs.append((f"{c.name}-70-{kind}", photos[kind], c.name, 70, None))
+    runs.append(("preview", photos["rgb"], "png", None, None))
     index = {}
     for name, photo, codec_name, quality, alpha_quality in runs:
+        codec.PREVIEW_FROM = 1 if name == "preview" else 2**19
+        codec.PREVIEW_SIDE = 16
         encoded = codec.encode(
             photo, model="tiny-x2", storage_codec=codec_name, quality=quality,
             alpha_quality=alpha_quality, engine="onnxruntime",

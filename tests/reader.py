@@ -39,7 +39,7 @@ def read(data: bytes) -> dict[str, Any]:
         assert kind not in chunks
         chunks[kind] = payload
         at += 12 + length
-    assert list(chunks)[:2] == [b"HEAD", b"LRIM"]
+    assert [kind for kind in chunks if kind != b"pREV"][:2] == [b"HEAD", b"LRIM"]
     assert list(chunks)[-1] == b"DONE"
     head = chunks[b"HEAD"]
     version, mode, scale, storage, quality, flags = head[:6]
@@ -53,8 +53,12 @@ def read(data: bytes) -> dict[str, Any]:
         assert has_alpha
         packed = chunks[b"ALPH"]
         alpha = codestream(packed[0], packed[2:], width, height, 1)
+    preview = None
+    if b"pREV" in chunks:
+        number, *size = struct.unpack_from(">BHH", chunks[b"pREV"])
+        preview = codestream(number, chunks[b"pREV"][5:], *size, channels)
     return {
-        "mode": name, "scale": scale, "storage": storage, "quality": quality,
+        "preview": preview, "mode": name, "scale": scale, "storage": storage, "quality": quality,
         "width": width, "height": height, "digest": head[14:20],
         "version": struct.unpack_from(">H", head, 20)[0], "model": head[22:].decode(),
         "lr": codestream(storage, chunks[b"LRIM"], lr_width, lr_height, channels),

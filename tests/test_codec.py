@@ -157,8 +157,25 @@ def test_the_independent_reader_reads_every_sample(name: str) -> None:
     assert found["digest"] == header.model_digest
     assert found["version"] == header.model_version
     assert (found["icc"], found["exif"], found["xmp"]) == (file.icc, file.exif, file.xmp)
+    assert (found["preview"] is not None) == (name == "preview")
     if found["alpha"] is not None:
         assert np.array_equal(found["alpha"], codec.restore(file).alpha)
+
+
+def test_large_photos_carry_a_preview(monkeypatch: pytest.MonkeyPatch, photo: Image.Image) -> None:
+    monkeypatch.setattr(codec, "PREVIEW_FROM", 48 * 32 - 1)
+    monkeypatch.setattr(codec, "PREVIEW_SIDE", 30)
+    for image in (photo, photo.convert("L")):
+        data = carcodec.encode(image, model="tiny-x2").data
+        assert reader.read(data)["preview"].shape[:2] == (20, 30)
+        preview = carcodec.thumbnail(data, (30, 20))
+        assert (preview.size, preview.mode) == ((30, 20), image.mode)
+        small = carcodec.thumbnail(data, (31, 20))
+        assert small.size == carcodec.thumbnail(data).size == (48, 32)
+        error = np.asarray(preview, float) - np.asarray(image.resize((30, 20)), float)
+        assert (error**2).mean() < 400
+    monkeypatch.setattr(codec, "PREVIEW_FROM", 48 * 32)
+    assert container.read(carcodec.encode(photo, model="tiny-x2").data).preview is None
 
 
 def test_golden_files_cover_every_storage_and_mode() -> None:

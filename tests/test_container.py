@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from carcodec import container
-from carcodec.container import Carimg, Header
+from carcodec.container import Carimg, Header, Preview
 from carcodec.errors import (
     CarcodecError,
     ContainerError,
@@ -41,6 +41,13 @@ kinds = st.from_regex(rb"[a-z][A-Za-z]{3}", fullmatch=True).filter(
 )
 
 
+def previews(header: Header) -> st.SearchStrategy[Preview | None]:
+    width, height = (st.integers(1, min(side, 65535)) for side in header.lr_size)
+    return st.none() | st.builds(
+        Preview, st.integers(0, 255), width, height, st.binary(min_size=1, max_size=30)
+    )
+
+
 @st.composite
 def files(draw: Any) -> Carimg:
     header = draw(headers)
@@ -50,7 +57,7 @@ def files(draw: Any) -> Carimg:
     unknown = draw(st.lists(st.tuples(kinds, st.binary(max_size=9)), max_size=3))
     return Carimg(
         header, draw(st.binary(max_size=60)), alpha, 4 if alpha is not None else 0, quality,
-        draw(maybe), draw(maybe), draw(maybe), tuple(unknown),
+        draw(maybe), draw(maybe), draw(maybe), draw(previews(header)), tuple(unknown),
     )  # fmt: skip
 
 
@@ -73,6 +80,7 @@ def assemble(*chunks: bytes) -> bytes:
     return container.SIGNATURE + b"".join(chunks)
 
 
+PREV = chunk(b"pREV", b"\6\0\2\0\1x")
 LRIM, DONE = chunk(b"LRIM", b"codestream"), chunk(b"DONE", b"")
 
 
@@ -133,6 +141,10 @@ def test_any_bytes_at_all(data: bytes) -> None:
         (assemble(header_chunk(), LRIM, chunk(b"AL?H", b""), DONE), ContainerError, "four letters"),
         (assemble(header_chunk(), LRIM, chunk(b"ALPH", b"\1\xffx"), DONE), ContainerError, "alpha"),
         (assemble(header_chunk(mode=3), LRIM, chunk(b"ALPH", b"x"), DONE), ContainerError, "alpha"),
+        (assemble(header_chunk(), PREV[:-10], LRIM, DONE), ContainerError, "."),
+        (assemble(header_chunk(), chunk(b"pREV", bytes(5)), LRIM, DONE), ContainerError, "preview"),
+        (assemble(header_chunk(width=2), PREV, LRIM, DONE), ContainerError, "larger"),
+        (assemble(header_chunk(), LRIM, PREV, DONE), ContainerError, "after LRIM"),
         (assemble(header_chunk(version=2), LRIM, DONE), UnsupportedError, "version 2"),
         (assemble(header_chunk(mode=77), LRIM, DONE), UnsupportedError, "mode 77"),
         (assemble(header_chunk(flags=1), LRIM, DONE), UnsupportedError, "flags"),

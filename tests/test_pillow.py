@@ -61,6 +61,19 @@ def test_thumbnail_runs_no_network(path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert np.array_equal(image, carcodec.thumbnail(path.read_bytes()))
 
 
+def test_a_large_photos_small_thumbnail_comes_from_its_preview(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Image.Image
+) -> None:
+    monkeypatch.setattr(codec, "PREVIEW_FROM", 1)
+    monkeypatch.setattr(codec, "PREVIEW_SIDE", 30)
+    photo.save(tmp_path / "x.carimg", model=MODEL)
+    monkeypatch.setattr(codec, "decode", None)
+    monkeypatch.setattr(codec, "stored_image", None)
+    with Image.open(tmp_path / "x.carimg") as image:
+        image.thumbnail((24, 24))
+        assert image.size == (24, 16)
+
+
 def test_larger_drafts_change_nothing(path: Path, photo: Image.Image) -> None:
     with Image.open(path) as image:
         assert image.draft(None, (49, 32)) is None

@@ -57,7 +57,7 @@ def export(
     *,
     data: str = "",
     command: str = "",
-    measured: dict[str, float] | None = None,
+    measured: dict[str, Any] | None = None,
 ) -> Path:
     """Write ``out/NAME-vVERSION/`` with ``card.toml``, ``downscaler.onnx`` and ``upscaler.onnx``.
 
@@ -163,6 +163,6 @@ def _toml(value: Any) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
+        return "{ " + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + " }"
     text = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{text}"'

@@ -1,0 +1,67 @@
+"""Write docs/MODELS.md from the shipped models' cards: python benchmarks/models_page.py"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from carcodec import zoo
+from carcodec.zoo import shelf
+
+ROOT = Path(__file__).parent.parent
+
+HEAD = """# Models
+
+Written by `python benchmarks/models_page.py` from the cards; figures are on the
+[paper protocol](PROTOCOL.md). "bicubic" is the same upscaler trained the same time on bicubic
+LR; "paper" is CAR with EDSR 32×256 (IEEE TIP 2020, Table I), about a hundred times as large.
+"LR bpp" is lossless JPEG XL; "JPEG bpp" is what a JPEG of the same RGB PSNR takes.
+"""
+
+# CAR paper, Table I, Y PSNR in dB
+PAPER = {
+    2: {"Set5": 38.94, "Set14": 35.61, "BSD100": 33.83, "Urban100": 35.24},
+    4: {"Set5": 33.88, "Set14": 30.31, "BSD100": 29.15, "Urban100": 29.28},
+}
+
+
+def section(card: zoo.ModelCard) -> str:
+    training = card.training
+    lines = [f"## {card.name} version {card.version}", "", f"{card.description}.", ""]
+    lines += [
+        f"- digest `{card.digest}`",
+        f"- downscaler {card.downscaler.family} {card.downscaler.options}, halo "
+        f"{card.downscaler.halo} LR pixels, "
+        f"{(card.folder / card.downscaler.file).stat().st_size / 2**20:.2f} MiB",
+        f"- upscaler {card.upscaler.family} {card.upscaler.options}, halo "
+        f"{card.upscaler.halo} LR pixels, "
+        f"{(card.folder / card.upscaler.file).stat().st_size / 2**20:.2f} MiB",
+        f"- data: {training['data']}",
+        f"- trained: {training['minutes']} minutes, {training['steps']} steps: "
+        f"`{training['command']}`",
+        f"- recipe: {training['recipe']}",
+        "",
+        "| set | Y PSNR | Y SSIM | bicubic Y PSNR | paper Y PSNR | RGB PSNR | LR bpp | JPEG bpp |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    baseline = card.measured.get("baseline", {})
+    for name, row in card.measured.items():
+        if not isinstance(row, dict) or "Y PSNR dB" not in row:
+            continue
+        other = baseline.get(name, {}).get("Y PSNR dB", "–")
+        paper = PAPER.get(card.scale, {}).get(name, "–")
+        lines.append(
+            f"| {name} | {row['Y PSNR dB']:.2f} | {row['Y SSIM']:.4f} | {other} | {paper} | "
+            f"{row['RGB PSNR dB']:.2f} | {row['LR bpp']:.3f} | {row['JPEG bpp']:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    folder = shelf.search_path()[-1]
+    cards = [zoo.load_card(path) for path in sorted(folder.glob("*/card.toml"))]
+    page = HEAD + "\n" + "\n".join(section(card) for card in cards)
+    (ROOT / "docs" / "MODELS.md").write_text(page, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
