@@ -267,6 +267,9 @@ def train(
     ] = None,
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Time budget.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    init: Annotated[
+        Path | None, typer.Option(help="Start from the weights of this checkpoint.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Threads = 0,
 ) -> None:
@@ -300,7 +303,14 @@ def train(
                 )
 
         psnr = training.train(
-            loaded, data, out, minutes=minutes, resume=resume, device=device, report=report
+            loaded,
+            data,
+            out,
+            minutes=minutes,
+            resume=resume,
+            init=init,
+            device=device,
+            report=report,
         )
     screen.print(f"{out / 'checkpoint.pt'}: validation {psnr:.2f} dB (RGB)")
 

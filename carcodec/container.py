@@ -213,7 +213,8 @@ def _pack_preview(preview: Preview) -> bytes:
 def _unpack_preview(payload: bytes, header: Header) -> Preview:
     if len(payload) <= _PREVIEW.size:
         raise ContainerError("the preview chunk is damaged")
-    preview = Preview(*_PREVIEW.unpack_from(payload), payload[_PREVIEW.size :])
+    number, across, down = _PREVIEW.unpack_from(payload)
+    preview = Preview(number, across, down, payload[_PREVIEW.size :])
     width, height = header.lr_size
     if not (1 <= preview.width <= width and 1 <= preview.height <= height):
         raise ContainerError("the preview chunk is larger than the image it previews")

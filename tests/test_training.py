@@ -127,6 +127,22 @@ def test_train_leaves_a_checkpoint_and_a_log(tmp_path: Path, data: Path) -> None
         loop.train(other, data, out, minutes=0.04, resume=True)
 
 
+def test_a_run_can_start_from_anothers_weights(tmp_path: Path, data: Path) -> None:
+    loaded = load_recipe(recipe(tmp_path))
+    psnr = loop.train(loaded, data, tmp_path / "first", minutes=0.05)
+    second = loop._Trainer(loaded, data, torch.device("cpu"))
+    second.start_from(tmp_path / "first" / "checkpoint.pt")
+    assert second.validate() == pytest.approx(psnr)
+    assert second.minutes == 0
+    path = tmp_path / "wider.toml"
+    path.write_text(RECIPE.format(convex="false", optimiser="muon", rate="1e-3").replace("8", "12"))
+    with pytest.raises(TrainingError, match="other sizes"):
+        loop.train(
+            load_recipe(path), data, tmp_path / "third", minutes=0.01,
+            init=tmp_path / "first" / "checkpoint.pt",
+        )  # fmt: skip
+
+
 def test_a_diverged_run_stops_itself(tmp_path: Path, data: Path) -> None:
     loaded = load_recipe(recipe(tmp_path, rate="1e18", optimiser="adam"))
     with pytest.raises(TrainingError, match="diverged"):

@@ -191,6 +191,14 @@ class ResamplerNet(nn.Module):
             nn.Conv2d(head_width, outputs, 1),
         )
 
+    @staticmethod
+    def _last(branch: nn.Sequential, x: Tensor) -> Tensor:
+        """A branch whose last layer stays in float32: bfloat16 would round kernels to 1/256."""
+        x = branch[:-1](x)
+        with torch.autocast(x.device.type, enabled=False):
+            head: Tensor = branch[-1](x.float())
+        return head
+
     @property
     def halo(self) -> int:
         """Receptive-field radius of the kernels in LR pixels (the taps themselves reach 3)."""
@@ -200,7 +208,7 @@ class ResamplerNet(nn.Module):
         """Raw kernel and offset heads, ``(N, k*k, h, w)`` and ``(N, 2*k*k, h, w)``."""
         x = functional.leaky_relu(self.head(image - 0.5), 0.2)
         x = self.body(x)
-        return self.weights(x), self.offsets(x)
+        return self._last(self.weights, x), self._last(self.offsets, x)
 
     def kernels(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised weights and bounded offsets, as :func:`adaptive_resample` takes them."""

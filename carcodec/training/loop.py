@@ -93,9 +93,7 @@ class _Trainer:
             load_images(train_files, schedule.patch), schedule.patch, schedule.seed
         )
         self.held_out = [self._centre(i) for i in load_images(held_out, 2 * recipe.scale)]
-        self.optimisers = build_optimisers(
-            self.networks, schedule.optimiser, schedule.learning_rate
-        )
+        self.optimisers = build_optimisers(*networks, schedule.optimiser, schedule.downscaler_rate)
         self.average = {k: v.clone() for k, v in self._weights().items()}
         self.step = 0
         self.minutes = 0.0
@@ -151,7 +149,7 @@ class _Trainer:
         rate = self.schedule.learning_rate * ramp * 0.5 * (1 + math.cos(math.pi * spent))
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["ratio"]
         image = self.patches.batch(self.schedule.batch).to(
             self.device, memory_format=torch.channels_last
         )
@@ -211,6 +209,15 @@ class _Trainer:
         torch.save(state, buffer)
         atomic.write(path, buffer.getvalue())
 
+    def start_from(self, path: Path) -> None:
+        """Take another run's averaged weights as the starting point."""
+        state = load_checkpoint(path)
+        try:
+            self._put(state["average"])
+        except (KeyError, RuntimeError) as error:
+            raise TrainingError(f"{path} holds networks of other sizes than the recipe") from error
+        self.average = {k: v.clone() for k, v in self._weights().items()}
+
     def restore(self, path: Path) -> None:
         state = load_checkpoint(path)
         for part in ("name", "scale", "downscaler", "upscaler"):
@@ -234,6 +241,7 @@ def train(
     *,
     minutes: float | None = None,
     resume: bool = False,
+    init: Path | None = None,
     device: str = "cpu",
     report: Callable[[Progress], None] = lambda progress: None,
     report_every: float = 5.0,
@@ -244,7 +252,8 @@ def train(
 
     The learning rate follows a cosine over ``minutes`` of training time (the recipe's own
     budget by default); time spent before a resume counts. The seconds given last space
-    reports, checkpoints and validations.
+    reports, checkpoints and validations. ``init`` is a checkpoint whose averaged weights a new
+    run starts from.
 
     Returns:
         The final validation RGB PSNR in dB.
@@ -260,6 +269,8 @@ def train(
     trainer = _Trainer(recipe, data, torch.device(device))
     if checkpoint.exists():
         trainer.restore(checkpoint)
+    elif init is not None:
+        trainer.start_from(init)
     out.mkdir(parents=True, exist_ok=True)
     psnr: float | None = None
     now = last = time.monotonic()

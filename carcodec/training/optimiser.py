@@ -49,22 +49,26 @@ def _orthogonalise(matrix: Tensor) -> Tensor:
 
 
 def build_optimisers(
-    networks: list[nn.Module], kind: str, learning_rate: float
+    downscaler: nn.Module, upscaler: nn.Module, kind: str, downscaler_rate: float
 ) -> list[torch.optim.Optimizer]:
-    """Adam as in the paper (beta 0.9, 0.999, eps 1e-6), or Muon for hidden convolutions.
+    """Adam as in the paper (beta 0.9, 0.999), or Muon for the upscaler's hidden convolutions.
 
     Muon's update is scaled to the size of Adam's (0.2 RMS per element), so one learning
-    rate serves both.
+    rate serves both. Parameter groups carry a ``ratio`` to that rate, ``downscaler_rate`` for the
+    downscaler. Muon is kept from the downscaler: its updates have one size however weak the
+    gradient that reaches it through the upscaler, and its kernels never settled.
     """
     hidden: list[Tensor] = []
     rest: list[Tensor] = []
-    for network in networks:
-        for name, p in network.named_parameters():
-            inside = kind == "muon" and p.ndim == 4 and name.split(".")[0] == "body"
-            (hidden if inside else rest).append(p)
+    for name, p in upscaler.named_parameters():
+        inside = kind == "muon" and p.ndim == 4 and name.split(".")[0] == "body"
+        (hidden if inside else rest).append(p)
+    groups: list[dict[str, Any]] = [{"params": rest, "ratio": 1.0}]
+    if behind := list(downscaler.parameters()):
+        groups.append({"params": behind, "ratio": downscaler_rate})
     optimisers: list[torch.optim.Optimizer] = [
-        torch.optim.Adam(rest, lr=learning_rate, betas=(0.9, 0.999), eps=1e-6)
+        torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8)
     ]
     if hidden:
-        optimisers.append(Muon(hidden, lr=learning_rate))
+        optimisers.append(Muon([{"params": hidden, "ratio": 1.0}], lr=0.0))
     return optimisers

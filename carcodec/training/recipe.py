@@ -39,8 +39,9 @@ class Schedule:
     """How long and how: losses carry the paper's letters where it has them.
 
     ``patch`` is in HR pixels, ``minutes`` is the wall-clock budget over which the learning rate
-    follows a cosine to zero, ``offset`` is lambda and ``tv`` gamma of eq. 11, ``guide`` weighs
-    an L1 distance between LR and bicubic LR, ``soft_round`` is alpha of eq. 7.
+    follows a cosine to zero, ``downscaler_rate`` multiplies that rate for the downscaler,
+    ``offset`` is lambda and ``tv`` gamma of eq. 11, ``guide`` weighs an L1 distance between LR
+    and bicubic LR, ``soft_round`` is alpha of eq. 7.
     """
 
     batch: int = 16
@@ -48,6 +49,7 @@ class Schedule:
     minutes: float = 60.0
     optimiser: str = "adam"
     learning_rate: float = 1e-4
+    downscaler_rate: float = 1.0
     warmup: float = 0.01
     ema: float = 0.999
     clip: float = 1.0
