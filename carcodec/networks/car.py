@@ -36,7 +36,7 @@ class _SoftRound(torch.autograd.Function):
         return torch.round(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return gradient * (1 - ctx.alpha * torch.cos(2 * torch.pi * x)), None
 
