@@ -324,7 +324,7 @@ def export_command(
     data: Annotated[str, typer.Option(help="What it was trained on, for the card.")] = "",
     command: Annotated[str, typer.Option(help="How it was trained, for the card.")] = "",
     measured: Annotated[
-        Path | None, typer.Option(help="JSON file of measured figures, for the card.")
+        Path | None, typer.Option(help="JSON of benchmarks/quality.py, for the card.")
     ] = None,
 ) -> None:
     """Write a checkpoint as a model that can be encoded with: card and ONNX files."""

@@ -61,8 +61,9 @@ def export(
 ) -> Path:
     """Write ``out/NAME-vVERSION/`` with ``card.toml``, ``downscaler.onnx`` and ``upscaler.onnx``.
 
-    ``data`` describes the training photos, ``command`` how it was trained, ``measured`` the
-    figures for the card.
+    ``data`` describes the training photos, ``command`` how it was trained. ``measured`` holds
+    figures by system, as benchmarks/quality.py writes them; those of the model's name go onto the
+    card, and those of ``bicubic-xSCALE`` beside them as ``baseline``.
 
     Returns:
         The card's path.
@@ -119,7 +120,10 @@ def export(
         "steps": state["step"],
         "recipe": state["recipe"]["training"],
     }
-    for title, table in (("training", training), ("measured", measured or {})):
+    figures = dict((measured or {}).get(recipe.name, {}))
+    if baseline := (measured or {}).get(f"bicubic-x{recipe.scale}"):
+        figures["baseline"] = baseline
+    for title, table in (("training", training), ("measured", figures)):
         lines += ["", f"[{title}]", *(f"{_toml(k)} = {_toml(v)}" for k, v in table.items())]
     folder = out / f"{recipe.name}-v{recipe.version}"
     card = folder / "card.toml"
