@@ -1,6 +1,6 @@
 """Draw docs/picture.png for the README: original, stored thumbnail and restored, a crop at 1:1.
 
-python benchmarks/picture.py [--model car-x4] [--box LEFT TOP RIGHT BOTTOM]
+python benchmarks/picture.py [--model car-x2] [--box LEFT TOP RIGHT BOTTOM]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="car-x4")
+    parser.add_argument("--model", default="car-x2")
     parser.add_argument("--box", type=int, nargs=4, default=(200, 290, 472, 562))
     arguments = parser.parse_args()
     with Image.open(ROOT / "tests" / "photos" / "taipei.png") as opened:

