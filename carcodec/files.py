@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from carcodec import atomic, codec, pixels
@@ -88,7 +88,8 @@ def read_bytes(source: str) -> bytes:
 
 
 def read_photo(source: str) -> pixels.Photo:
-    """Open a photo in any format Pillow reads; 16-bit colour PNG keeps its 16 bits.
+    """Open a photo in any format Pillow reads; 16-bit colour PNG keeps its 16 bits
+    unless its EXIF orientation asks for a turn.
 
     Raises:
         ImageError: not a picture, damaged, or of an unsupported mode.
@@ -106,7 +107,9 @@ def read_photo(source: str) -> pixels.Photo:
                     f"{codec.MAX_PIXELS // 2**20} megapixels"
                 )
             deep = image.format == "PNG" and data[24] == 16 and data[25] in (2, 6)
-            if not deep:
+            # the exact pixels below are as stored: a photo to be turned takes Pillow's 8 bits
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            if not deep or turned:
                 return pixels.from_image(image)
             plain = pixels.from_image(image)
     except UnidentifiedImageError as error:
@@ -139,7 +142,7 @@ def _no_bomb_check() -> Iterator[None]:
 def image_bytes(photo: pixels.Photo, suffix: str) -> bytes:
     """Encode a photo in the format its file extension says, with its metadata.
 
-    16-bit colour stays so in PNG; other formats take 8 bits of it.
+    16-bit colour stays so in PNG without metadata; otherwise 8 bits of it are written.
 
     Raises:
         OutputError: unknown extension, or a mode or size the format cannot hold.

@@ -102,6 +102,22 @@ def test_sixteen_bit_png_stays_sixteen_bit(folder: Path, photo: Image.Image) -> 
     assert len(np.unique(back)) > 2000
 
 
+def test_a_turned_sixteen_bit_png_comes_out_upright(folder: Path, photo: Image.Image) -> None:
+    import zlib
+
+    import imagecodecs
+
+    png = imagecodecs.png_encode(np.asarray(photo).astype(np.uint16) * 257)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    payload = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = (len(payload) - 4).to_bytes(4, "big") + payload + zlib.crc32(payload).to_bytes(4, "big")
+    (folder / "deep.png").write_bytes(png[:33] + chunk + png[33:])  # after IHDR
+    assert run("encode", folder / "deep.png", *FAST, "-q") == 0
+    header = container.read_header((folder / "deep.carimg").read_bytes())
+    assert (header.width, header.height) == (photo.height, photo.width)
+
+
 def test_folders_keep_their_shape(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run("encode", folder, "-o", out, *FAST, "-q") == 0
