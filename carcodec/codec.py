@@ -82,7 +82,7 @@ def encode(
         storage_codec: how LR is stored: png, jpegls, jpeg2000, jpegxl, avif or webp.
         quality: 0…100 on the storage codec's scale; ``None`` stores LR losslessly.
         alpha_quality: 0…100 stores alpha lossily as WebP; ``None`` losslessly.
-        engine, threads: what runs the network; 0 threads means all cores.
+        engine, threads: what runs the network, and on how many threads everything; 0 is all.
         tile: window side in LR pixels; 0 chooses. It never changes the result.
         progress: called with the finished share, 0…1.
 
@@ -115,11 +115,11 @@ def encode(
     alpha, alpha_number = None, 0
     if taken.alpha is not None and taken.alpha.min() < 255:
         alpha_codec = storage.by_name("webp" if alpha_quality is not None else "jpegxl")
-        alpha = alpha_codec.encode(taken.alpha, alpha_quality)
+        alpha = alpha_codec.encode(taken.alpha, alpha_quality, threads)
         alpha_number = alpha_codec.number
     file = container.Carimg(
         header,
-        codec.encode(small, quality),
+        codec.encode(small, quality, threads),
         alpha,
         alpha_number,
         255 if alpha_quality is None else alpha_quality,
@@ -193,12 +193,12 @@ def thumbnail(data: bytes | container.Carimg, size: tuple[int, int] | None = Non
     return image
 
 
-def stored_image(file: container.Carimg) -> storage.Pixels:
+def stored_image(file: container.Carimg, threads: int = 0) -> storage.Pixels:
     """LR as an array, ``(h, w)`` or ``(h, w, 3)`` uint8. Raises: as :func:`thumbnail`."""
     header = file.header
     _check_size(header.width, header.height)
     codec = storage.by_number(header.storage)
-    return codec.decode(file.lr, header.lr_size, header.lr_channels)
+    return codec.decode(file.lr, header.lr_size, header.lr_channels, threads)
 
 
 def downscale(
@@ -305,10 +305,10 @@ def restore(
         raise ImageError(
             f"the file says scale {header.scale}, its model {card.name} has scale {card.scale}"
         )
-    small = stored_image(file)
+    small = stored_image(file, threads)
     size = (header.width, header.height)
     colour = upscale(small, size, header.bits, card, engine, threads, tile, progress)
-    alpha = _alpha(file)
+    alpha = _alpha(file, threads)
     if alpha is None and header.has_alpha:
         alpha = np.full(colour.shape[:2], 255, np.uint8)
     return pixels.Photo(header.mode_name, colour, alpha, file.icc, file.exif, file.xmp)
@@ -325,11 +325,11 @@ def _preview(small: storage.Pixels) -> container.Preview | None:
     )
 
 
-def _alpha(file: container.Carimg) -> NDArray[np.uint8] | None:
+def _alpha(file: container.Carimg, threads: int = 0) -> NDArray[np.uint8] | None:
     if file.alpha is None:
         return None
     codec = storage.by_number(file.alpha_storage)
-    return codec.decode(file.alpha, (file.header.width, file.header.height), 1)
+    return codec.decode(file.alpha, (file.header.width, file.header.height), 1, threads)
 
 
 def _network_input(part: NDArray[Any], peak: np.float32) -> NDArray[np.float32]:

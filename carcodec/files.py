@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
@@ -88,8 +90,7 @@ def read_bytes(source: str) -> bytes:
 
 
 def read_photo(source: str) -> pixels.Photo:
-    """Open a photo in any format Pillow reads; 16-bit colour PNG keeps its 16 bits
-    unless its EXIF orientation asks for a turn.
+    """Open a photo in any format Pillow reads; 16-bit colour PNG keeps its 16 bits.
 
     Raises:
         ImageError: not a picture, damaged, or of an unsupported mode.
@@ -106,12 +107,10 @@ def read_photo(source: str) -> pixels.Photo:
                     f"{name} has {image.width}×{image.height} pixels, more than "
                     f"{codec.MAX_PIXELS // 2**20} megapixels"
                 )
-            deep = image.format == "PNG" and data[24] == 16 and data[25] in (2, 6)
-            # the exact pixels below are as stored: a photo to be turned takes Pillow's 8 bits
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-            if not deep or turned:
-                return pixels.from_image(image)
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             plain = pixels.from_image(image)
+            if not (image.format == "PNG" and data[24] == 16 and data[25] in (2, 6)):
+                return plain
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not a picture in a format that can be read") from error
     except ImageError as error:
@@ -121,10 +120,21 @@ def read_photo(source: str) -> pixels.Photo:
     import imagecodecs
 
     try:
-        exact = pixels.from_array(imagecodecs.png_decode(data))
+        exact = pixels.from_array(_upright(imagecodecs.png_decode(data), orientation))
     except Exception as error:
         raise ImageError(f"{name} cannot be read: {error}") from error
     return dataclasses.replace(exact, icc=plain.icc, exif=plain.exif, xmp=plain.xmp)
+
+
+def _upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Turn stored pixels upright by their EXIF orientation, 1…8; others are left as they are."""
+    if orientation in (5, 6, 7, 8):  # stored on its side
+        array = array.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return np.ascontiguousarray(array)
 
 
 @contextlib.contextmanager
@@ -142,7 +152,7 @@ def _no_bomb_check() -> Iterator[None]:
 def image_bytes(photo: pixels.Photo, suffix: str) -> bytes:
     """Encode a photo in the format its file extension says, with its metadata.
 
-    16-bit colour stays so in PNG without metadata; otherwise 8 bits of it are written.
+    16-bit colour stays so in PNG; other formats get 8 bits of it.
 
     Raises:
         OutputError: unknown extension, or a mode or size the format cannot hold.
@@ -165,14 +175,12 @@ def image_bytes(photo: pixels.Photo, suffix: str) -> bytes:
     if photo.xmp:
         options["xmp"] = photo.xmp
     if kind == "PNG":
-        if photo.mode in ("RGB;16", "RGBA;16") and not options:
-            import imagecodecs
-
-            return bytes(imagecodecs.png_encode(pixels.to_array(photo), level=6))
         if photo.xmp:
             info = PngInfo()
             info.add_itxt("XML:com.adobe.xmp", options.pop("xmp").decode("utf-8", "replace"))
             options["pnginfo"] = info
+        if photo.mode in ("RGB;16", "RGBA;16"):
+            return _deep_png(photo, options)
     elif kind == "JPEG":
         options |= {"quality": 95, "subsampling": 0}
     elif kind == "WEBP":
@@ -189,6 +197,26 @@ def image_bytes(photo: pixels.Photo, suffix: str) -> bytes:
     except (OSError, ValueError, KeyError, struct.error) as error:
         raise OutputError(f"{kind} cannot hold this picture: {error}") from error
     return buffer.getvalue()
+
+
+def _deep_png(photo: pixels.Photo, options: dict[str, Any]) -> bytes:
+    """16-bit colour PNG: imagecodecs' writer takes no metadata and Pillow's no 16-bit colour, so
+    the metadata chunks of a one-pixel PNG by Pillow go behind imagecodecs' header chunk.
+    """
+    import imagecodecs
+
+    pixels_only = bytes(imagecodecs.png_encode(pixels.to_array(photo), level=6))
+    buffer = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(buffer, "PNG", **options)
+    donor = buffer.getvalue()
+    header_end = 8 + 12 + 13  # signature, chunk framing, IHDR
+    metadata, at = b"", header_end
+    while at < len(donor):
+        end = at + 12 + int.from_bytes(donor[at : at + 4], "big")
+        if donor[at + 4 : at + 8] in (b"iCCP", b"iTXt", b"eXIf"):
+            metadata += donor[at:end]
+        at = end
+    return pixels_only[:header_end] + metadata + pixels_only[header_end:]
 
 
 def write_bytes(target: str, data: bytes, overwrite: bool) -> None:

@@ -6,6 +6,7 @@ is better, on each codec's own scale; ``None`` means lossless, which is bit-exac
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,12 +41,12 @@ class StorageCodec:
     lossy: bool
     extension: str
     max_side: int
-    _encode: Callable[[Any, Pixels, int | None], bytes]
-    _decode: Callable[[Any, bytes, Pixels], Pixels]
+    _encode: Callable[[Any, Pixels, int | None, int], bytes]
+    _decode: Callable[[Any, bytes, Pixels, int], Pixels]
     _size: Callable[[bytes], tuple[int, int] | None] = lambda data: None
 
-    def encode(self, image: Pixels, quality: int | None = None) -> bytes:
-        """The codestream of ``image``.
+    def encode(self, image: Pixels, quality: int | None = None, threads: int = 0) -> bytes:
+        """The codestream of ``image``, the same for any number of threads; 0 is all cores.
 
         Raises:
             StorageError: the codec has no lossy mode, the image is too large for it, or it failed.
@@ -65,11 +66,13 @@ class StorageCodec:
             )
         codecs = _imagecodecs()
         try:
-            return bytes(self._encode(codecs, np.ascontiguousarray(image), quality))
+            return bytes(
+                self._encode(codecs, np.ascontiguousarray(image), quality, threads or _CORES)
+            )
         except Exception as error:
             raise self._failure("encode", error) from error
 
-    def decode(self, data: bytes, size: tuple[int, int], channels: int) -> Pixels:
+    def decode(self, data: bytes, size: tuple[int, int], channels: int, threads: int = 0) -> Pixels:
         """The image of a codestream that must be ``size`` (width, height) with 1 or 3 channels.
 
         The codestream's own idea of its size is compared before anything is allocated.
@@ -94,7 +97,7 @@ class StorageCodec:
         try:
             # A preallocated output makes the codec compare sizes before it decodes; an
             # untouched np.empty costs address space, not memory.
-            image = self._decode(codecs, data, np.empty(shape, np.uint8))
+            image = self._decode(codecs, data, np.empty(shape, np.uint8), threads or _CORES)
         except Exception as error:
             raise self._failure("decode", error) from error
         if image.shape != shape or image.dtype != np.uint8:
@@ -111,6 +114,9 @@ class StorageCodec:
             )
         text = " ".join(str(error).split()) or type(error).__name__
         return StorageError(f"{self.title} could not {action} the image: {text}")
+
+
+_CORES = os.cpu_count() or 1
 
 
 def _imagecodecs() -> Any:
@@ -142,15 +148,15 @@ def _through_rgb(decode: Callable[[Pixels], Any], out: Pixels) -> Pixels:
     return np.ascontiguousarray(rgb[..., 1])
 
 
-def _png_encode(codecs: Any, image: Pixels, quality: int | None) -> bytes:
+def _png_encode(codecs: Any, image: Pixels, quality: int | None, threads: int) -> bytes:
     return bytes(codecs.png_encode(image, level=9))
 
 
-def _jpegls_encode(codecs: Any, image: Pixels, quality: int | None) -> bytes:
+def _jpegls_encode(codecs: Any, image: Pixels, quality: int | None, threads: int) -> bytes:
     return bytes(codecs.jpegls_encode(_subtract_green(image) if image.ndim == 3 else image))
 
 
-def _jpegls_decode(codecs: Any, data: bytes, out: Pixels) -> Pixels:
+def _jpegls_decode(codecs: Any, data: bytes, out: Pixels, threads: int) -> Pixels:
     planes = codecs.jpegls_decode(data, out=out)
     return _add_green(planes) if planes.ndim == 3 else planes
 
@@ -163,7 +169,7 @@ def _jpegls_size(data: bytes) -> tuple[int, int]:
     return width, height
 
 
-def _jpeg2k_encode(codecs: Any, image: Pixels, quality: int | None) -> bytes:
+def _jpeg2k_encode(codecs: Any, image: Pixels, quality: int | None, threads: int) -> bytes:
     # OpenJPEG's lossy quality is a target PSNR in dB: 0…100 is 20…60 dB.
     level = 0 if quality is None else 20 + 0.4 * quality
     # small images cannot carry six wavelet levels
@@ -175,6 +181,7 @@ def _jpeg2k_encode(codecs: Any, image: Pixels, quality: int | None) -> bytes:
             reversible=quality is None,
             codecformat="j2k",
             resolutions=resolutions,
+            numthreads=threads,
         )
     )
 
@@ -184,21 +191,31 @@ def _jpeg2k_size(data: bytes) -> tuple[int, int]:
     return right - left, bottom - top
 
 
-def _jpegxl_encode(codecs: Any, image: Pixels, quality: int | None) -> bytes:
+def _jpeg2k_decode(codecs: Any, data: bytes, out: Pixels, threads: int) -> Pixels:
+    return np.asarray(codecs.jpeg2k_decode(data, numthreads=threads, out=out))
+
+
+def _jpegxl_encode(codecs: Any, image: Pixels, quality: int | None, threads: int) -> bytes:
+    options: dict[str, Any] = {"effort": 7, "usecontainer": False, "numthreads": threads}
     if quality is None:
         # Effort 7 is 7 % smaller than effort 3 and ten times slower.
-        return bytes(codecs.jpegxl_encode(image, lossless=True, effort=7, usecontainer=False))
-    return bytes(
-        codecs.jpegxl_encode(image, level=quality, lossless=False, effort=7, usecontainer=False)
-    )
+        return bytes(codecs.jpegxl_encode(image, lossless=True, **options))
+    return bytes(codecs.jpegxl_encode(image, level=quality, lossless=False, **options))
 
 
-def _avif_encode(codecs: Any, image: Pixels, quality: int | None) -> bytes:
+def _jpegxl_decode(codecs: Any, data: bytes, out: Pixels, threads: int) -> Pixels:
+    return np.asarray(codecs.jpegxl_decode(data, numthreads=threads, out=out))
+
+
+def _avif_encode(codecs: Any, image: Pixels, quality: int | None, threads: int) -> bytes:
+    # one thread always: the encoder's bytes depend on their number
     if quality is None:
-        return bytes(codecs.avif_encode(image, level=100, speed=6))
+        return bytes(codecs.avif_encode(image, level=100, speed=6, numthreads=1))
     # imagecodecs stores grey AVIF losslessly whatever the level, and level 100 means lossless
     level = min(quality, 99)
-    return bytes(codecs.avif_encode(_as_rgb(image), level=level, pixelformat="444", speed=6))
+    return bytes(
+        codecs.avif_encode(_as_rgb(image), level=level, pixelformat="444", speed=6, numthreads=1)
+    )
 
 
 def _avif_size(data: bytes) -> tuple[int, int] | None:
@@ -209,46 +226,40 @@ def _avif_size(data: bytes) -> tuple[int, int] | None:
     return width, height
 
 
-def _avif_decode(codecs: Any, data: bytes, out: Pixels) -> Pixels:
+def _avif_decode(codecs: Any, data: bytes, out: Pixels, threads: int) -> Pixels:
     if out.ndim == 3:
-        return np.asarray(codecs.avif_decode(data, out=out))
-    image = np.asarray(codecs.avif_decode(data))
+        return np.asarray(codecs.avif_decode(data, numthreads=threads, out=out))
+    image = np.asarray(codecs.avif_decode(data, numthreads=threads))
     return image if image.ndim == 2 else np.ascontiguousarray(image[..., 1])
 
 
-def _webp_encode(codecs: Any, image: Pixels, quality: int | None) -> bytes:
+def _webp_encode(codecs: Any, image: Pixels, quality: int | None, threads: int) -> bytes:
     rgb = _as_rgb(image)
     if quality is None:
         return bytes(codecs.webp_encode(rgb, lossless=True, method=6))
     return bytes(codecs.webp_encode(rgb, level=quality, lossless=False, method=6))
 
 
+def _png_decode(codecs: Any, data: bytes, out: Pixels, threads: int) -> Pixels:
+    return np.asarray(codecs.png_decode(data, out=out))
+
+
+def _webp_decode(codecs: Any, data: bytes, out: Pixels, threads: int) -> Pixels:
+    return _through_rgb(lambda rgb: codecs.webp_decode(data, hasalpha=False, out=rgb), out)
+
+
 STORAGES: tuple[StorageCodec, ...] = (
+    StorageCodec("png", 1, "PNG", False, ".png", 2**31 - 1, _png_encode, _png_decode),
     StorageCodec(
-        "png", 1, "PNG", False, ".png", 2**31 - 1,
-        _png_encode, lambda codecs, data, out: np.asarray(codecs.png_decode(data, out=out)),
-    ),
-    StorageCodec(
-        "jpegls", 2, "JPEG-LS", False, ".jls", 65535,
-        _jpegls_encode, _jpegls_decode, _jpegls_size,
+        "jpegls", 2, "JPEG-LS", False, ".jls", 65535, _jpegls_encode, _jpegls_decode, _jpegls_size
     ),
     StorageCodec(
         "jpeg2000", 3, "JPEG 2000", True, ".j2k", 2**31 - 1,
-        _jpeg2k_encode, lambda codecs, data, out: np.asarray(codecs.jpeg2k_decode(data, out=out)),
-        _jpeg2k_size,
+        _jpeg2k_encode, _jpeg2k_decode, _jpeg2k_size,
     ),
-    StorageCodec(
-        "jpegxl", 4, "JPEG XL", True, ".jxl", 2**30 - 1,
-        _jpegxl_encode, lambda codecs, data, out: np.asarray(codecs.jpegxl_decode(data, out=out)),
-    ),
+    StorageCodec("jpegxl", 4, "JPEG XL", True, ".jxl", 2**30 - 1, _jpegxl_encode, _jpegxl_decode),
     StorageCodec("avif", 5, "AVIF", True, ".avif", 32768, _avif_encode, _avif_decode, _avif_size),
-    StorageCodec(
-        "webp", 6, "WebP", True, ".webp", 16383,
-        _webp_encode,
-        lambda codecs, data, out: _through_rgb(
-            lambda rgb: codecs.webp_decode(data, hasalpha=False, out=rgb), out
-        ),
-    ),
+    StorageCodec("webp", 6, "WebP", True, ".webp", 16383, _webp_encode, _webp_decode),
 )  # fmt: skip
 
 

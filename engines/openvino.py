@@ -1,10 +1,16 @@
-"""OpenVINO: faster on Intel CPUs, and in bfloat16 where the CPU has it."""
+"""OpenVINO: faster on most CPUs, and in bfloat16 where the CPU has it."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import onnx
 import openvino
 from numpy.typing import NDArray
+from onnx import TensorProto, inliner
+from onnx.helper import make_tensor_value_info
+from onnx.utils import Extractor
 
 from carcodec.engines import Network
 from carcodec.errors import EngineError
@@ -12,37 +18,67 @@ from carcodec.zoo import ModelCard
 
 __all__ = ["load"]
 
+_RESAMPLER = "AdaptiveResample"
+
 
 def load(card: ModelCard, side: str, threads: int = 0, precision: str = "") -> Network:
     """See :class:`carcodec.engines.Engine`; ``precision`` ``f32`` forbids bfloat16.
 
-    The downscaler always runs in float32: what it writes is rounded to 8 bits once and for all.
+    Only a downscaler's features may be bfloat16: the kernels made from them and the
+    resampling, whose result is rounded to 8 bits once and for all, are always float32.
     """
-    import onnx
-    from onnx import inliner
-
-    data = card.weights(getattr(card, side))
-    model = onnx.load_model_from_string(data)
-    if model.functions:  # OpenVINO's reader knows no local functions
-        model = inliner.inline_local_functions(model)
+    model = onnx.load_model_from_string(card.weights(getattr(card, side)))
     core = openvino.Core()
     settings: dict[str, str] = {"PERFORMANCE_HINT": "LATENCY"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
-    if precision or side == "downscaler":
-        settings["INFERENCE_PRECISION_HINT"] = precision or "f32"
+    free = settings | ({"INFERENCE_PRECISION_HINT": precision} if precision else {})
+    exact = settings | {"INFERENCE_PRECISION_HINT": precision or "f32"}
+
+    def compile(part: onnx.ModelProto, config: dict[str, str]) -> Any:
+        if part.functions:  # OpenVINO's reader knows no local functions
+            part = inliner.inline_local_functions(part)
+        network = core.read_model(part.SerializeToString(), b"")
+        return core.compile_model(network, "CPU", config).create_infer_request()
+
     try:
-        compiled = core.compile_model(
-            core.read_model(model.SerializeToString(), b""), "CPU", settings
-        )
+        if side == "downscaler":
+            trunk, rest = _split(model)
+            requests = [compile(trunk, free), compile(rest, exact)]
+        else:
+            requests = [compile(model, free)]
     except Exception as error:
         raise EngineError(f"OpenVINO cannot load {card.name}: {error}") from error
-    request = compiled.create_infer_request()
 
     def run(image: NDArray[np.float32]) -> NDArray[np.float32]:
+        inputs = [image]
         try:
-            return np.array(request.infer([image], share_inputs=True)[0])
+            for request in requests:
+                found = request.infer(inputs, share_inputs=True, share_outputs=True)
+                inputs = [image, *found.values()]
         except Exception as error:
             raise EngineError(f"OpenVINO failed on {card.name}: {error}") from error
+        return np.array(inputs[1])
 
     return run
+
+
+def _split(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """A downscaler's features, and from the photo and these its last layers and resampling."""
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    channels = {
+        weight.name: weight.dims[1] for weight in model.graph.initializer if weight.dims[1:]
+    }
+    resampler = next(node for node in model.graph.node if node.op_type == _RESAMPLER)
+    last = [made_by[head] for head in resampler.input[1:]]
+    features = [layer.input[0] for layer in last]
+    model.graph.value_info.extend(
+        make_tensor_value_info(name, TensorProto.FLOAT, [1, channels[layer.input[1]], "h", "w"])
+        for name, layer in zip(features, last, strict=True)
+    )
+    photo, small = model.graph.input[0].name, model.graph.output[0].name
+    extractor = Extractor(model)
+    return (
+        extractor.extract_model([photo], features),
+        extractor.extract_model([photo, *features], [small]),
+    )

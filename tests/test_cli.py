@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from carcodec import app, codec, container
+from carcodec import app, codec, container, files
 from carcodec.plugins import autoload
 
 HERE = Path(__file__).parent
@@ -102,20 +102,31 @@ def test_sixteen_bit_png_stays_sixteen_bit(folder: Path, photo: Image.Image) -> 
     assert len(np.unique(back)) > 2000
 
 
-def test_a_turned_sixteen_bit_png_comes_out_upright(folder: Path, photo: Image.Image) -> None:
-    import zlib
-
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sixteen_bit_png_is_turned_upright_and_keeps_its_metadata(
+    orientation: int, folder: Path, photo: Image.Image
+) -> None:
     import imagecodecs
 
-    png = imagecodecs.png_encode(np.asarray(photo).astype(np.uint16) * 257)
     exif = Image.Exif()
-    exif[0x0112] = 6
-    payload = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
-    chunk = (len(payload) - 4).to_bytes(4, "big") + payload + zlib.crc32(payload).to_bytes(4, "big")
-    (folder / "deep.png").write_bytes(png[:33] + chunk + png[33:])  # after IHDR
-    assert run("encode", folder / "deep.png", *FAST, "-q") == 0
-    header = container.read_header((folder / "deep.carimg").read_bytes())
-    assert (header.width, header.height) == (photo.height, photo.width)
+    exif[0x010F] = "Carcodec"
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    photo.save(buffer, "PNG", exif=exif, icc_profile=b"profile")
+    small = buffer.getvalue()
+    metadata = small[33 : small.index(b"IDAT") - 4]  # between IHDR and the pixels
+    png = imagecodecs.png_encode(np.asarray(photo).astype(np.uint16) * 257)
+    (folder / "deep.png").write_bytes(png[:33] + metadata + png[33:])
+    taken = files.read_photo(str(folder / "deep.png"))
+    assert taken.colour.dtype == np.uint16
+    assert np.array_equal(taken.colour // 257, ImageOps.exif_transpose(Image.open(buffer)))
+    back = files.image_bytes(taken, ".png")
+    assert np.array_equal(imagecodecs.png_decode(back), taken.colour)
+    with Image.open(io.BytesIO(back)) as image:
+        image.load()
+        assert image.getexif()[0x010F] == "Carcodec"
+        assert 0x0112 not in image.getexif()
+        assert image.info["icc_profile"] == b"profile"
 
 
 def test_folders_keep_their_shape(folder: Path, tmp_path: Path) -> None:

@@ -42,6 +42,17 @@ def test_lossless_is_bit_exact_on_a_photo(codec: StorageCodec, taipei: Image.Ima
     assert np.array_equal(back(codec, image[..., 1]), image[..., 1])
 
 
+@every
+def test_the_number_of_threads_never_shows(codec: StorageCodec, taipei: Image.Image) -> None:
+    image = np.asarray(taipei)
+    for quality in (None, 60) if codec.lossy else (None,):
+        one, three = (codec.encode(image, quality, threads) for threads in (1, 3))
+        assert one == three
+        size = (image.shape[1], image.shape[0])
+        decoded = [codec.decode(one, size, 3, threads) for threads in (1, 3)]
+        assert np.array_equal(*decoded)
+
+
 @lossy
 @pytest.mark.parametrize("grey", [False, True])
 def test_quality_buys_fidelity_with_bytes(

@@ -27,12 +27,14 @@ width = 8
 blocks = 1
 head_width = 8
 convex = {convex}
+cell = {cell}
 [upscaler]
 width = 8
 blocks = 1
 [training]
 batch = 4
 patch = 32
+loss = "{loss}"
 optimiser = "{optimiser}"
 learning_rate = {rate}
 offset = 0.01
@@ -51,20 +53,27 @@ def data(tmp_path: Path, taipei: Image.Image) -> Path:
     return folder
 
 
-def recipe(path: Path, convex: str = "false", optimiser: str = "muon", rate: str = "4e-3") -> Path:
+def recipe(path: Path, **changes: object) -> Path:
     path = path / "recipe.toml"
-    path.write_text(RECIPE.format(convex=convex, optimiser=optimiser, rate=rate))
+    plain = {"convex": "false", "cell": 2, "optimiser": "muon", "loss": "l1", "rate": "4e-3"}
+    path.write_text(RECIPE.format(**plain | changes))
     return path
 
 
-@pytest.mark.parametrize(("convex", "optimiser"), [("false", "muon"), ("true", "adam")])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cell": 1, "loss": "mse"},
+        {"cell": 2, "loss": "l1"},
+        {"convex": "true", "optimiser": "adam", "rate": "2e-3"},
+    ],
+    ids=["as-shipped", "half-resolution", "as-published"],
+)
 def test_a_short_run_learns_exports_and_encodes(
-    convex: str, optimiser: str, tmp_path: Path, data: Path,
+    changes: dict[str, object], tmp_path: Path, data: Path,
     photo: Image.Image, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    loaded = load_recipe(
-        recipe(tmp_path, convex, optimiser, "4e-3" if optimiser == "muon" else "2e-3")
-    )
+    loaded = load_recipe(recipe(tmp_path, **changes))
     trainer = loop._Trainer(loaded, data, torch.device("cpu"))
     before = trainer.validate()
     for _ in range(60):
@@ -134,8 +143,8 @@ def test_a_run_can_start_from_anothers_weights(tmp_path: Path, data: Path) -> No
     second.start_from(tmp_path / "first" / "checkpoint.pt")
     assert second.validate() == pytest.approx(psnr)
     assert second.minutes == 0
-    path = tmp_path / "wider.toml"
-    path.write_text(RECIPE.format(convex="false", optimiser="muon", rate="1e-3").replace("8", "12"))
+    path = recipe(tmp_path)
+    path.write_text(path.read_text().replace("8", "12"))
     with pytest.raises(TrainingError, match="other sizes"):
         loop.train(
             load_recipe(path), data, tmp_path / "third", minutes=0.01,

@@ -140,13 +140,16 @@ class _ResidualBlock(nn.Module):
 class ResamplerNet(nn.Module):
     """Estimate each LR pixel's kernel and offsets from the HR image (section III-A).
 
-    Features live at half the LR resolution: a strided convolution whose kernel covers 3×3
-    such cells maps the image to ``width`` channels, ``blocks`` residual blocks follow, and two
-    branches of ``head_width`` channels bring the features up ×2 by sub-pixel convolution.
-    The paper's size is ``width=128, blocks=5, head_width=256``.
+    A strided convolution whose kernel covers 3×3 cells of ``cell``×``cell`` LR pixels maps the
+    image to ``width`` channels a cell, ``blocks`` residual blocks follow, and two branches of
+    ``head_width`` channels bring the features up to LR resolution by sub-pixel convolution.
+    The paper's size is ``width=128, blocks=5, head_width=256, cell=2``. With ``cell=1`` features
+    live at LR resolution and the branches need no sub-pixel step: in a small network that learns
+    far more of the kernels (docs/MODELS.md).
 
     Args:
         scale: HR pixels per LR pixel.
+        cell: LR pixels a feature stands for, 1 or 2.
         kernel: k, taps a side on the HR grid; the paper's 3×3 LR pixels are ``3*scale``.
         convex: see :func:`normalised_weights`.
     """
@@ -159,19 +162,21 @@ class ResamplerNet(nn.Module):
         head_width: int = 256,
         kernel: int | None = None,
         convex: bool = False,
+        cell: int = 2,
     ) -> None:
         super().__init__()
         self.scale = scale
+        self.cell = cell
         self.kernel = kernel or 3 * scale
         self.convex = convex
         taps = self.kernel**2
-        cell = 2 * scale
-        self.head = nn.Conv2d(3, width, 3 * cell, stride=cell, padding=cell)
+        stride = cell * scale
+        self.head = nn.Conv2d(3, width, 3 * stride, stride=stride, padding=stride)
         self.body = nn.Sequential(
             *(_ResidualBlock(width, nn.LeakyReLU(0.2)) for _ in range(blocks))
         )
-        self.weights = self._branch(width, head_width, taps)
-        self.offsets = self._branch(width, head_width, 2 * taps)
+        self.weights = self._branch(width, head_width, taps, cell)
+        self.offsets = self._branch(width, head_width, 2 * taps, cell)
         with torch.no_grad():  # start as bicubic downscaling, undisplaced
             last: Any = self.weights[-1]
             last.weight *= 0.05
@@ -181,15 +186,15 @@ class ResamplerNet(nn.Module):
             last.bias.zero_()
 
     @staticmethod
-    def _branch(width: int, head_width: int, outputs: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Conv2d(width, head_width, 3, padding=1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(head_width, 4 * head_width, 1),
-            nn.PixelShuffle(2),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(head_width, outputs, 1),
-        )
+    def _branch(width: int, head_width: int, outputs: int, cell: int) -> nn.Sequential:
+        layers: list[nn.Module] = [nn.Conv2d(width, head_width, 3, padding=1), nn.LeakyReLU(0.2)]
+        if cell > 1:
+            layers += [
+                nn.Conv2d(head_width, cell**2 * head_width, 1),
+                nn.PixelShuffle(cell),
+                nn.LeakyReLU(0.2),
+            ]
+        return nn.Sequential(*layers, nn.Conv2d(head_width, outputs, 1))
 
     @staticmethod
     def _last(branch: nn.Sequential, x: Tensor) -> Tensor:
@@ -202,7 +207,7 @@ class ResamplerNet(nn.Module):
     @property
     def halo(self) -> int:
         """Receptive-field radius of the kernels in LR pixels (the taps themselves reach 3)."""
-        return 2 * (2 + 2 * len(self.body))
+        return self.cell * (2 + 2 * len(self.body))
 
     def heads(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Raw kernel and offset heads, ``(N, k*k, h, w)`` and ``(N, 2*k*k, h, w)``."""

@@ -107,20 +107,23 @@ def upscaler_graph(network: EDSR) -> onnx.ModelProto:
 
 
 def downscaler_graph(network: ResamplerNet) -> onnx.ModelProto:
-    """``hr`` (1, 3, H, W) in [0, 1], sides multiples of 2s, to ``lr`` (1, 3, H/s, W/s).
+    """``hr`` (1, 3, H, W) in [0, 1], sides multiples of cell*s, to ``lr`` (1, 3, H/s, W/s).
 
     LR is clamped and rounded to multiples of 1/255.
     """
     graph = _Graph(dict(network.named_parameters()))
-    cell = 2 * network.scale
+    stride = network.cell * network.scale
     x = graph.op("Sub", "hr", graph.constant(0.5))
-    x = graph.op("LeakyRelu", graph.conv(x, "head", cell, cell), alpha=0.2)
+    x = graph.op("LeakyRelu", graph.conv(x, "head", stride, stride), alpha=0.2)
     x = _blocks(graph, x, len(network.body), "LeakyRelu")
     heads = []
     for branch in ("weights", "offsets"):
         y = graph.op("LeakyRelu", graph.conv(x, f"{branch}.0", padding=1), alpha=0.2)
-        y = graph.op("DepthToSpace", graph.conv(y, f"{branch}.2"), blocksize=2, mode="CRD")
-        heads.append(graph.conv(graph.op("LeakyRelu", y, alpha=0.2), f"{branch}.5"))
+        if network.cell > 1:
+            y = graph.conv(y, f"{branch}.2")
+            y = graph.op("DepthToSpace", y, blocksize=network.cell, mode="CRD")
+            y = graph.op("LeakyRelu", y, alpha=0.2)
+        heads.append(graph.conv(y, f"{branch}.{len(getattr(network, branch)) - 1}"))
     node = helper.make_node(
         "AdaptiveResample", ["hr", *heads], ["lr"], domain=DOMAIN,
         scale=network.scale, kernel=network.kernel, convex=int(network.convex),

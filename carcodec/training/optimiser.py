@@ -51,24 +51,38 @@ def _orthogonalise(matrix: Tensor) -> Tensor:
 def build_optimisers(
     downscaler: nn.Module, upscaler: nn.Module, kind: str, downscaler_rate: float
 ) -> list[torch.optim.Optimizer]:
-    """Adam as in the paper (beta 0.9, 0.999), or Muon for the upscaler's hidden convolutions.
+    """Adam as in the paper (beta 0.9, 0.999), or Muon for both networks' hidden convolutions.
 
     Muon's update is scaled to the size of Adam's (0.2 RMS per element), so one learning
-    rate serves both. Parameter groups carry a ``ratio`` to that rate, ``downscaler_rate`` for the
-    downscaler. Muon is kept from the downscaler: its updates have one size however weak the
-    gradient that reaches it through the upscaler, and its kernels never settled.
+    rate serves both. Parameter groups carry a ``ratio`` to that rate: ``downscaler_rate`` for the
+    downscaler's hidden convolutions and, under Muon, half of it for the rest of the downscaler,
+    whose last layers set kernels directly.
     """
-    hidden: list[Tensor] = []
-    rest: list[Tensor] = []
-    for name, p in upscaler.named_parameters():
-        inside = kind == "muon" and p.ndim == 4 and name.split(".")[0] == "body"
-        (hidden if inside else rest).append(p)
-    groups: list[dict[str, Any]] = [{"params": rest, "ratio": 1.0}]
-    if behind := list(downscaler.parameters()):
-        groups.append({"params": behind, "ratio": downscaler_rate})
+    adam: list[dict[str, Any]] = []
+    muon: list[dict[str, Any]] = []
+    for network, ratio in ((upscaler, 1.0), (downscaler, downscaler_rate)):
+        hidden: list[Tensor] = []
+        rest: list[Tensor] = []
+        for name, p in network.named_parameters():
+            inside = kind == "muon" and p.ndim == 4 and _is_hidden(network, name)
+            (hidden if inside else rest).append(p)
+        if rest:
+            half = 0.5 if kind == "muon" and network is downscaler else 1.0
+            adam.append({"params": rest, "ratio": half * ratio})
+        if hidden:
+            muon.append({"params": hidden, "ratio": ratio})
     optimisers: list[torch.optim.Optimizer] = [
-        torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8)
+        torch.optim.Adam(adam, lr=0.0, betas=(0.9, 0.999), eps=1e-8)
     ]
-    if hidden:
-        optimisers.append(Muon([{"params": hidden, "ratio": 1.0}], lr=0.0))
+    if muon:
+        optimisers.append(Muon(muon, lr=0.0))
     return optimisers
+
+
+def _is_hidden(network: nn.Module, name: str) -> bool:
+    """Whether a parameter lies between features and features: the body, a branch but its end."""
+    part, *rest = name.split(".")
+    if part == "body":
+        return True
+    branch = getattr(network, part)
+    return isinstance(branch, nn.Sequential) and int(rest[0]) < len(branch) - 1

@@ -22,6 +22,7 @@ class DownscalerRecipe:
     blocks: int = 5
     head_width: int = 256
     convex: bool = True
+    cell: int = 2
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class UpscalerRecipe:
 class Schedule:
     """How long and how: losses carry the paper's letters where it has them.
 
+    ``loss`` between photo and restored photo is the paper's ``l1`` (eq. 8) or ``mse``,
     ``patch`` is in HR pixels, ``minutes`` is the wall-clock budget over which the learning rate
     follows a cosine to zero, ``downscaler_rate`` multiplies that rate for the downscaler,
     ``offset`` is lambda and ``tv`` gamma of eq. 11, ``guide`` weighs an L1 distance between LR
@@ -46,6 +48,7 @@ class Schedule:
 
     batch: int = 16
     patch: int = 96
+    loss: str = "l1"
     minutes: float = 60.0
     optimiser: str = "adam"
     learning_rate: float = 1e-4
@@ -106,6 +109,10 @@ def load_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path} [training]: patch must be a multiple of {2 * recipe.scale}")
     if recipe.training.optimiser not in ("adam", "muon"):
         raise RecipeError(f"{path} [training]: optimiser must be 'adam' or 'muon'")
+    if recipe.training.loss not in ("l1", "mse"):
+        raise RecipeError(f"{path} [training]: loss must be 'l1' or 'mse'")
+    if recipe.downscaler.cell not in (1, 2):
+        raise RecipeError(f"{path} [downscaler]: cell must be 1 or 2")
     return recipe
 
 
