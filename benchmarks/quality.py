@@ -1,7 +1,7 @@
 """PSNR and SSIM of models on folders of photos under the CAR paper's protocol, with LR's bits.
 
     python benchmarks/quality.py EVAL/Set5 EVAL/Set14 … [--models car-x2 car-x4]
-        [--checkpoints runs/bicubic-x2/checkpoint.pt …] [--json figures.json]
+        [--checkpoints runs/bicubic-x2/checkpoint.pt …] [--json figures.json] [--no-rates]
 
 Photos are cropped to multiples of the scale, LR is rounded to 8 bits, and Y of the rounded RGB
 result is compared with Y of the original, `scale` pixels of border left out (docs/PROTOCOL.md).
@@ -80,23 +80,20 @@ def jpeg_bits(image: np.ndarray, psnr: float) -> int:
     return 8 * best
 
 
-def scores(path: Path, scale: int, pair: Pair) -> tuple[float, ...]:
-    """Y PSNR, Y SSIM, RGB PSNR, LR bpp, JPEG bpp of one photo."""
+def scores(path: Path, scale: int, pair: Pair, rates: bool) -> tuple[float, ...]:
+    """Y PSNR, Y SSIM, RGB PSNR and, if asked for, LR bpp and JPEG bpp of one photo."""
     with Image.open(path) as opened:
         image = np.asarray(opened.convert("RGB"))
     height, width = (side // scale * scale for side in image.shape[:2])
     image = np.ascontiguousarray(image[:height, :width])
     small, restored = pair(image)
     y = metrics.luma(image), metrics.luma(restored)
-    bits = 8 * len(storage.by_name("jpegxl").encode(small))
     rgb = metrics.psnr(image, restored)
-    return (
-        metrics.psnr(*y, border=scale),
-        metrics.ssim(*y, border=scale),
-        rgb,
-        bits / (height * width),
-        jpeg_bits(image, rgb) / (height * width),
-    )
+    found = (metrics.psnr(*y, border=scale), metrics.ssim(*y, border=scale), rgb)
+    if not rates:
+        return found
+    bits = 8 * len(storage.by_name("jpegxl").encode(small))
+    return (*found, bits / (height * width), jpeg_bits(image, rgb) / (height * width))
 
 
 def main() -> None:
@@ -107,6 +104,7 @@ def main() -> None:
     parser.add_argument("--engine", default="onnxruntime")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--no-rates", action="store_true", help="leave out the bpp columns")
     arguments = parser.parse_args()
     systems: dict[str, tuple[int, Pair]] = {
         name: installed(name, arguments.engine, arguments.threads) for name in arguments.models
@@ -114,19 +112,21 @@ def main() -> None:
     for path in arguments.checkpoints:
         name, scale, pair = checkpoint(path)
         systems[name] = (scale, pair)
-    table = Table("model", "set", "photos", "Y PSNR", "Y SSIM", "RGB PSNR", "LR bpp", "JPEG bpp")
+    keys = ["Y PSNR dB", "Y SSIM", "RGB PSNR dB"]
+    keys += [] if arguments.no_rates else ["LR bpp", "JPEG bpp"]
+    table = Table("model", "set", "photos", *(key.removesuffix(" dB") for key in keys))
     figures: dict[str, dict[str, Any]] = {}
     for name, (scale, pair) in systems.items():
         for folder in arguments.folders:
             photos = sorted(folder.glob("*.png"))
-            found = np.array([scores(path, scale, pair) for path in photos])
-            psnr, ssim, rgb, bpp, jpeg = (float(v) for v in found.mean(0))
-            assert all(map(math.isfinite, (psnr, ssim, rgb, bpp, jpeg)))
-            row = (f"{psnr:.2f}", f"{ssim:.4f}", f"{rgb:.2f}", f"{bpp:.3f}", f"{jpeg:.3f}")
+            found = np.array([scores(p, scale, pair, not arguments.no_rates) for p in photos])
+            means = [float(v) for v in found.mean(0)]
+            assert all(map(math.isfinite, means))
+            row = [f"{v:.{d}f}" for v, d in zip(means, (2, 4, 2, 3, 3), strict=False)]
             table.add_row(name, folder.name, str(len(photos)), *row)
-            keys = ("Y PSNR dB", "Y SSIM", "RGB PSNR dB", "LR bpp", "JPEG bpp")
-            values = (float(v) for v in row)
-            figures.setdefault(name, {})[folder.name] = dict(zip(keys, values, strict=True))
+            figures.setdefault(name, {})[folder.name] = dict(
+                zip(keys, map(float, row), strict=True)
+            )
     Console(width=100).print(table)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")

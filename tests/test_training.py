@@ -88,6 +88,10 @@ def test_a_short_run_learns_exports_and_encodes(
     monkeypatch.setenv(zoo.MODELS_VARIABLE, str(tmp_path / "models"))
     encoded = carcodec.encode(photo, model="test-x2")
     assert carcodec.decode(encoded.data).size == photo.size
+    for engine in ("pytorch", "openvino"):  # the card says all that an engine must know
+        other = carcodec.encode(photo, model="test-x2", engine=engine)
+        images = [np.asarray(carcodec.thumbnail(e.data), int) for e in (encoded, other)]
+        assert (np.abs(images[0] - images[1]) <= 1).mean() >= 0.999
     # the same weights may be exported again, others under the same version may not
     assert export(tmp_path / "run" / "checkpoint.pt", tmp_path / "models") == card
     trainer.update(1.0)
@@ -190,6 +194,8 @@ def test_baselines_train_and_are_not_exported(tmp_path: Path, data: Path) -> Non
         ('name = "x"\nscale = 4\n[training]\npatch = 100', "multiple of 8"),
         ('name = "x"\nscale = 2\n[training]\noptimiser = "sgd"', "'adam' or 'muon'"),
         ('name = "x"\nscale = 2\n[training]\nbatch = 2.5', "batch must be int"),
+        ('name = "x"\nscale = 2\n[training]\nloss = "l3"', "'l1' or 'mse'"),
+        ('name = "x"\nscale = 2\n[downscaler]\ncell = 3', "cell must be 1 or 2"),
     ],
 )
 def test_recipes_that_cannot_be(tmp_path: Path, text: str, words: str) -> None:
@@ -209,7 +215,7 @@ def test_every_shipped_recipe_loads() -> None:
     for scale in (2, 4):  # a baseline differs in the downscaler and nothing else
         car, base = recipes[f"car-x{scale}"], recipes[f"bicubic-x{scale}"]
         assert car.upscaler == base.upscaler
-        same = ("batch", "patch", "minutes", "optimiser", "learning_rate", "ema", "seed")
+        same = ("batch", "patch", "loss", "minutes", "optimiser", "learning_rate", "ema", "seed")
         assert all(getattr(car.training, k) == getattr(base.training, k) for k in same)
 
 

@@ -88,6 +88,7 @@ def export(
             "head_width": recipe.downscaler.head_width,
             "kernel": downscaler.kernel,
             "convex": recipe.downscaler.convex,
+            "cell": recipe.downscaler.cell,
         },
         "upscaler": {
             "width": recipe.upscaler.width,
