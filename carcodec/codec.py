@@ -256,9 +256,15 @@ def upscale(
     threads: int = 0,
     tile: int = 0,
     progress: Report = _quiet,
+    quality: int | None = None,
 ) -> pixels.Plane:
-    """LR to HR of ``size`` (width, height) by the model's upscaler; uint16 if ``bits`` is 16."""
+    """LR to HR of ``size`` (width, height) by the model's upscaler; uint16 if ``bits`` is 16.
+
+    ``quality`` is that at which LR was stored, for a conditioned upscaler; ``None`` is lossless.
+    """
     width, height = size
+    network = _network(card, "upscaler", engine, threads)
+    share = 1.0 if quality is None else quality / 100
     peak = np.float32(65535 if bits == 16 else 255)
     colour: Any = np.empty((height, width, *small.shape[2:]), np.uint16 if bits == 16 else np.uint8)
 
@@ -276,7 +282,7 @@ def upscale(
         target[...] = levels.transpose(1, 2, 0) if target.ndim == 3 else levels[0]
 
     tiling.run(
-        _network(card, "upscaler", engine, threads),
+        lambda block: network(block, share),
         (small.shape[1], small.shape[0]),
         card.upscaler.halo,
         max(tile or 512, 2 * card.upscaler.halo + 1),
@@ -307,7 +313,8 @@ def restore(
         )
     small = stored_image(file, threads)
     size = (header.width, header.height)
-    colour = upscale(small, size, header.bits, card, engine, threads, tile, progress)
+    quality = None if header.quality == 255 else header.quality
+    colour = upscale(small, size, header.bits, card, engine, threads, tile, progress, quality)
     alpha = _alpha(file, threads)
     if alpha is None and header.has_alpha:
         alpha = np.full(colour.shape[:2], 255, np.uint8)

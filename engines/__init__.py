@@ -23,9 +23,13 @@ ENGINES: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 class Network(Protocol):
-    """A loaded network: ``(1, 3, H, W)`` float32 in, the same in other sizes out."""
+    """A loaded network: ``(1, 3, H, W)`` float32 in, the same in other sizes out.
 
-    def __call__(self, image: NDArray[np.float32]) -> NDArray[np.float32]: ...
+    ``quality`` in [0, 1] (1 is lossless) is that of the stored LR, for a conditioned upscaler;
+    other networks ignore it.
+    """
+
+    def __call__(self, image: NDArray[np.float32], quality: float = 1.0) -> NDArray[np.float32]: ...
 
 
 class Engine(Protocol):

@@ -26,11 +26,12 @@ def load(card: ModelCard, side: str, threads: int = 0) -> Network:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise EngineError(f"ONNX Runtime cannot load {card.name}: {error}") from error
-    name = session.get_inputs()[0].name
+    names = [source.name for source in session.get_inputs()]
 
-    def run(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(image: NDArray[np.float32], quality: float = 1.0) -> NDArray[np.float32]:
+        given = (image, np.array([quality], np.float32))
         try:
-            return np.asarray(session.run(None, {name: image})[0])
+            return np.asarray(session.run(None, dict(zip(names, given, strict=False)))[0])
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed on {card.name}: {error}") from error
 

@@ -50,8 +50,10 @@ def load(card: ModelCard, side: str, threads: int = 0, precision: str = "") -> N
     except Exception as error:
         raise EngineError(f"OpenVINO cannot load {card.name}: {error}") from error
 
-    def run(image: NDArray[np.float32]) -> NDArray[np.float32]:
-        inputs = [image]
+    sources = len(model.graph.input)
+
+    def run(image: NDArray[np.float32], quality: float = 1.0) -> NDArray[np.float32]:
+        inputs = [image, np.array([quality], np.float32)][:sources]
         try:
             for request in requests:
                 found = request.infer(inputs, share_inputs=True, share_outputs=True)

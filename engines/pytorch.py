@@ -48,10 +48,10 @@ def load(card: ModelCard, side: str, threads: int = 0) -> Network:
         torch.set_num_threads(threads)
 
     @torch.inference_mode()
-    def run(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(image: NDArray[np.float32], quality: float = 1.0) -> NDArray[np.float32]:
         source = torch.from_numpy(image).contiguous(memory_format=torch.channels_last)
         if not isinstance(module, car.ResamplerNet):
-            return np.ascontiguousarray(module(source).numpy())
+            return np.ascontiguousarray(module(source, torch.tensor([quality])).numpy())
         # grid_sample takes positions relative to the whole input: float32 would let the
         # place of a tile show in the last bits.
         weights, offsets = (part.double() for part in module.kernels(source))

@@ -12,6 +12,7 @@ from PIL import Image
 
 import carcodec
 from carcodec import zoo
+from carcodec.codec import upscale
 from carcodec.errors import DataError, RecipeError, TrainingError
 from carcodec.training import loop
 from carcodec.training.data import Patches, load_images, split
@@ -19,6 +20,7 @@ from carcodec.training.export import export
 from carcodec.training.optimiser import Muon
 from carcodec.training.recipe import load_recipe
 
+QS = (10, None)  # stored at quality 10, losslessly
 RECIPE = """
 name = "test-x2"
 scale = 2
@@ -30,11 +32,15 @@ convex = {convex}
 cell = {cell}
 [upscaler]
 width = 8
-blocks = 1
+blocks = {blocks}
+conditioned = {conditioned}
 [training]
 batch = 4
 patch = 32
 loss = "{loss}"
+codec = "{codec}"
+real = {real}
+quality_low = 30
 optimiser = "{optimiser}"
 learning_rate = {rate}
 offset = 0.01
@@ -56,6 +62,7 @@ def data(tmp_path: Path, taipei: Image.Image) -> Path:
 def recipe(path: Path, **changes: object) -> Path:
     path = path / "recipe.toml"
     plain = {"convex": "false", "cell": 2, "optimiser": "muon", "loss": "l1", "rate": "4e-3"}
+    plain |= {"blocks": 1, "conditioned": "false", "codec": "", "real": "false"}
     path.write_text(RECIPE.format(**plain | changes))
     return path
 
@@ -98,6 +105,44 @@ def test_a_short_run_learns_exports_and_encodes(
     trainer.save(tmp_path / "run" / "checkpoint.pt")
     with pytest.raises(TrainingError, match="new version"):
         export(tmp_path / "run" / "checkpoint.pt", tmp_path / "models")
+
+
+@pytest.mark.parametrize(
+    ("codec", "real"),
+    [("avif", "false"), ("jpeg2000", "false"), ("webp", "true"), ("lossless", "false")],
+)
+def test_codec_aware_training_learns(codec: str, real: str, tmp_path: Path, data: Path) -> None:
+    path = recipe(tmp_path, codec=codec, real=real, conditioned="true", blocks=2, cell=1)
+    trainer = loop._Trainer(load_recipe(path), data, torch.device("cpu"))
+    frozen = {k: v.clone() for k, v in trainer.downscaler.state_dict().items()}
+
+    @torch.no_grad()
+    def loss() -> float:
+        kept, trainer.patches.random = trainer.patches.random, np.random.default_rng(3)
+        total = sum(float(trainer.loss(trainer.patches.batch(4))) for _ in range(8))
+        trainer.patches.random = kept
+        return total
+
+    before = loss()
+    for _ in range(60):
+        trainer.minutes += 1 / 60
+        trainer.update(1.0)
+    assert loss() < before
+    moved = any(bool((v != frozen[k]).any()) for k, v in trainer.downscaler.state_dict().items())
+    assert moved == (real == "false")
+    # the exported upscaler hears the quality, and every engine the same
+    trainer.save(tmp_path / "run" / "checkpoint.pt")
+    card = zoo.load_card(export(tmp_path / "run" / "checkpoint.pt", tmp_path / "models"))
+    small = np.asarray(Image.open(data / "0.png").convert("RGB"))[:40, :60]
+    restored = {
+        engine: [np.asarray(upscale(small, (120, 80), 8, card, engine, quality=q), int) for q in QS]
+        for engine in ("onnxruntime", "openvino", "pytorch")
+    }
+    for engine, images in restored.items():
+        assert (images[0] != images[1]).any(), engine
+        for one, other in zip(images, restored["onnxruntime"], strict=True):
+            levels = 2 if engine == "openvino" else 1  # which may choose bfloat16
+            assert (np.abs(one - other) <= levels).mean() >= 0.999, engine
 
 
 def test_resuming_continues_the_same_run(tmp_path: Path, data: Path) -> None:
@@ -196,6 +241,9 @@ def test_baselines_train_and_are_not_exported(tmp_path: Path, data: Path) -> Non
         ('name = "x"\nscale = 2\n[training]\nbatch = 2.5', "batch must be int"),
         ('name = "x"\nscale = 2\n[training]\nloss = "l3"', "'l1' or 'mse'"),
         ('name = "x"\nscale = 2\n[downscaler]\ncell = 3', "cell must be 1 or 2"),
+        ('name = "x"\nscale = 2\n[training]\ncodec = "gif"', "unknown codec 'gif'"),
+        ('name = "x"\nscale = 2\n[training]\nreal = true', "real needs a lossy codec"),
+        ('name = "x"\nscale = 2\n[training]\nquality_low = 95', "qualities must be ordered"),
     ],
 )
 def test_recipes_that_cannot_be(tmp_path: Path, text: str, words: str) -> None:

@@ -131,10 +131,13 @@ class _ResidualBlock(nn.Module):
             self.second.weight *= 0.1
             nn.init.zeros_(self.second.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def residual(self, x: Tensor) -> Tensor:
         y = self.second(self.activation(self.first(x)))
         scaled: Tensor = y if self.residual_scale == 1 else self.residual_scale * y
-        return x + scaled
+        return scaled
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.residual(x)
 
 
 class ResamplerNet(nn.Module):
@@ -234,10 +237,21 @@ class EDSR(nn.Module):
     A 5×5 convolution initialised to bicubic interpolation carries the image around the
     network, so that training starts from bicubic upscaling rather than from noise.
     The paper's size is ``width=256, blocks=32, residual_scale=0.1``.
+
+    Args:
+        scale: HR pixels per LR pixel; 1 restores without enlarging.
+        conditioned: the network is told the quality at which LR was stored, and a small
+            perceptron turns it into a gain for every feature of every block's residual: one
+            network then serves all qualities. Ours, not the paper's.
     """
 
     def __init__(
-        self, scale: int, width: int = 256, blocks: int = 32, residual_scale: float = 1.0
+        self,
+        scale: int,
+        width: int = 256,
+        blocks: int = 32,
+        residual_scale: float = 1.0,
+        conditioned: bool = False,
     ) -> None:
         super().__init__()
         self.scale = scale
@@ -247,21 +261,43 @@ class EDSR(nn.Module):
         )
         self.tail = nn.Conv2d(width, 3 * scale**2, 3, padding=1)
         self.skip = nn.Conv2d(3, 3 * scale**2, 5)
+        self.condition: nn.Sequential | None = None
+        if conditioned:
+            self.condition = nn.Sequential(
+                nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, blocks * width)
+            )
         with torch.no_grad():
             self.tail.weight *= 0.1
             self.tail.bias.zero_()  # type: ignore[union-attr]
             self.skip.weight.copy_(_bicubic_phases(scale))
             self.skip.bias.zero_()  # type: ignore[union-attr]
+            if self.condition is not None:  # start with gains of 1
+                last: Any = self.condition[-1]
+                last.weight *= 0.1
+                last.bias.fill_(1)
 
     @property
     def halo(self) -> int:
         """Receptive-field radius in LR pixels."""
         return 2 + 2 * len(self.body)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """LR ``(N, 3, h, w)`` in [0, 1] to HR ``(N, 3, s*h, s*w)``, not clamped."""
+    def forward(self, image: Tensor, quality: Tensor | None = None) -> Tensor:
+        """LR ``(N, 3, h, w)`` in [0, 1] to HR ``(N, 3, s*h, s*w)``, not clamped.
+
+        ``quality`` ``(N,)`` in [0, 1], 1 for lossless; a network without condition ignores it,
+        one with takes lossless where it is not given.
+        """
         x = self.head(image - 0.5)
-        x = self.tail(x + self.body(x))
+        if self.condition is None:
+            y = self.body(x)
+        else:
+            if quality is None:
+                quality = image.new_ones(len(image))
+            gains = self.condition(quality[:, None])[..., None, None].chunk(len(self.body), 1)
+            y = x
+            for block, gain in zip(self.body, gains, strict=True):
+                y = y + gain * block.residual(y)  # type: ignore[operator]
+        x = self.tail(x + y)
         around = self.skip(functional.pad(image, (2, 2, 2, 2), mode="replicate"))
         return functional.pixel_shuffle(x + around, self.scale)
 

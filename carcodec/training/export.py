@@ -94,6 +94,7 @@ def export(
             "width": recipe.upscaler.width,
             "blocks": recipe.upscaler.blocks,
             "residual_scale": recipe.upscaler.residual_scale,
+            "conditioned": recipe.upscaler.conditioned,
         },
     }
     families = {"downscaler": recipe.downscaler.family, "upscaler": recipe.upscaler.family}
@@ -148,13 +149,15 @@ def _compare(downscaler: ResamplerNet, upscaler: EDSR, files: dict[str, bytes]) 
     image = nn.functional.interpolate(smooth, [side, side], mode="bicubic").clamp(0, 1)
     with torch.inference_mode():
         small = downscaler(image).clamp(0, 1).mul(255).round().div(255)
-        restored = upscaler(small)
+        restored = upscaler(small, torch.tensor([0.4]))
     for name, source, expected, tolerance in (
         ("downscaler", image, small, 1.01 / 255),
         ("upscaler", small, restored, 1e-3),
     ):
         session = onnxruntime.InferenceSession(files[name], providers=["CPUExecutionProvider"])
-        found = session.run(None, {session.get_inputs()[0].name: source.numpy()})[0]
+        given = (source.numpy(), np.array([0.4], np.float32))
+        names = [i.name for i in session.get_inputs()]
+        found = session.run(None, dict(zip(names, given, strict=False)))[0]
         difference = np.abs(found - expected.numpy())
         if difference.max() > tolerance or (difference > 1e-3).mean() > 1e-3:
             raise TrainingError(

@@ -53,10 +53,14 @@ class _Graph:
             )
         )  # fmt: skip
 
+    def linear(self, x: str, name: str) -> str:
+        weight, bias = self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias")
+        return str(self.op("Gemm", x, weight, bias, transB=1))
+
     def model(
         self,
         name: str,
-        source: tuple[str, list[Any]],
+        sources: list[tuple[str, list[Any]]],
         result: tuple[str, list[Any]],
         functions: list[onnx.FunctionProto],
     ) -> onnx.ModelProto:
@@ -64,7 +68,7 @@ class _Graph:
         graph = helper.make_graph(
             self.nodes,
             name,
-            [helper.make_tensor_value_info(source[0], TensorProto.FLOAT, source[1])],
+            [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in sources],
             [helper.make_tensor_value_info(result[0], TensorProto.FLOAT, result[1])],
             self.initialisers,
         )
@@ -81,7 +85,14 @@ class _Graph:
         return model
 
 
-def _blocks(graph: _Graph, x: str, count: int, activation: str, scale: float = 1.0) -> str:
+def _blocks(
+    graph: _Graph,
+    x: str,
+    count: int,
+    activation: str,
+    scale: float = 1.0,
+    gains: list[str] | None = None,
+) -> str:
     attributes: dict[str, Any] = {"alpha": 0.2} if activation == "LeakyRelu" else {}
     for i in range(count):
         y = graph.conv(x, f"body.{i}.first", padding=1)
@@ -89,21 +100,38 @@ def _blocks(graph: _Graph, x: str, count: int, activation: str, scale: float = 1
         y = graph.conv(y, f"body.{i}.second", padding=1)
         if scale != 1:
             y = graph.op("Mul", y, graph.constant(scale))
+        if gains:
+            y = graph.op("Mul", y, gains[i])
         x = graph.op("Add", x, y)
     return x
 
 
 def upscaler_graph(network: EDSR) -> onnx.ModelProto:
-    """``lr`` (1, 3, h, w) in [0, 1] to ``hr`` (1, 3, s*h, s*w), not clamped."""
+    """``lr`` (1, 3, h, w) in [0, 1] to ``hr`` (1, 3, s*h, s*w), not clamped.
+
+    A conditioned network has a second input, ``quality`` (1,), in [0, 1].
+    """
     graph = _Graph(dict(network.named_parameters()))
     x = graph.conv(graph.op("Sub", "lr", graph.constant(0.5)), "head", padding=1)
     first: Any = network.body[0]
-    y = _blocks(graph, x, len(network.body), "Relu", first.residual_scale)
+    blocks, width = len(network.body), network.head.out_channels
+    sources: list[tuple[str, list[Any]]] = [("lr", [1, 3, "h", "w"])]
+    gains: list[str] = []
+    if network.condition is not None:
+        sources.append(("quality", [1]))
+        q = graph.op("Reshape", "quality", graph.constant([1, 1], np.int64))
+        q = graph.op("Relu", graph.linear(q, "condition.0"))
+        q = graph.linear(q, "condition.2")
+        q = graph.op("Reshape", q, graph.constant([1, blocks * width, 1, 1], np.int64))
+        lengths = graph.constant([width] * blocks, np.int64)
+        split = graph.op("Split", q, lengths, axis=1, outputs=blocks)
+        gains = [split] if blocks == 1 else split
+    y = _blocks(graph, x, blocks, "Relu", first.residual_scale, gains)
     y = graph.conv(graph.op("Add", x, y), "tail", padding=1)
     pads = graph.constant([0, 0, 2, 2, 0, 0, 2, 2], np.int64)
     around = graph.conv(graph.op("Pad", "lr", pads, mode="edge"), "skip")
     graph.op("DepthToSpace", graph.op("Add", y, around), blocksize=network.scale, mode="CRD")
-    return graph.model("upscaler", ("lr", [1, 3, "h", "w"]), ("hr", [1, 3, "H", "W"]), [])
+    return graph.model("upscaler", sources, ("hr", [1, 3, "H", "W"]), [])
 
 
 def downscaler_graph(network: ResamplerNet) -> onnx.ModelProto:
@@ -130,7 +158,9 @@ def downscaler_graph(network: ResamplerNet) -> onnx.ModelProto:
     )  # fmt: skip
     graph.nodes.append(node)
     function = resample_function(network.scale, network.kernel, network.convex)
-    return graph.model("downscaler", ("hr", [1, 3, "H", "W"]), ("lr", [1, 3, "h", "w"]), [function])
+    return graph.model(
+        "downscaler", [("hr", [1, 3, "H", "W"])], ("lr", [1, 3, "h", "w"]), [function]
+    )
 
 
 def resample_function(scale: int, kernel: int, convex: bool) -> onnx.FunctionProto:

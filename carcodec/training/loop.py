@@ -11,13 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from carcodec import atomic
+from carcodec import atomic, storage
 from carcodec.errors import TrainingError
 from carcodec.networks import car
+from carcodec.training import proxies
 from carcodec.training.data import Patches, load_images, split
 from carcodec.training.optimiser import build_optimisers
 from carcodec.training.recipe import Recipe
@@ -116,11 +118,16 @@ class _Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.schedule.bf16)
 
     def loss(self, image: Tensor) -> Tensor:
-        """Eq. 11 on one batch, plus the optional guide term."""
+        """Eq. 11 on one batch, plus the optional guide term.
+
+        With a storage codec, per sample, (MSE + rate * step² * bits per LR pixel) / (step² / 12)
+        stands for eq. 8: 0.1155 step² is what a bit is worth where a fine quantiser of that step
+        is best. With the real codec it is log MSE, so that every quality counts in dB.
+        """
         schedule, scale = self.schedule, self.recipe.scale
         total = image.new_zeros(())
         if isinstance(self.downscaler, car.ResamplerNet):
-            with self._autocast():
+            with self._autocast(), torch.set_grad_enabled(not schedule.real):
                 heads = self.downscaler.heads(image)
             weights = car.normalised_weights(heads[0].float(), self.downscaler.convex)
             offsets = car.bounded_offsets(heads[1].float(), scale)
@@ -136,14 +143,60 @@ class _Trainer:
                 total = total + schedule.guide * (small - guide).abs().mean()
         else:
             small = self.downscaler(image)
-        small = car.soft_round(small.clamp(0, 1) * 255, schedule.soft_round) / 255
+        quality = None
+        if schedule.real:
+            small, quality = self._stored(small)
+        elif schedule.codec in ("", "lossless"):
+            small = self._rounded(small)
+            if schedule.codec:
+                total = total + schedule.rate * proxies.lossless_bits(small).mean()
+        else:
+            coded, step, quality = self._proxied(small)
+            small = self._rounded(coded.image)
+            total = total + 12 * schedule.rate * coded.bits.mean()
         with self._autocast():
-            restored = self.upscaler(small)
+            restored = self.upscaler(small, quality)
         error = restored.float() - image
-        # MSE weighs what PSNR counts; 20 brings it to L1's size where training ends
-        far = error.abs().mean() if schedule.loss == "l1" else 20 * error.square().mean()
-        loss: Tensor = total + far  # eq. 8 for L1
+        if schedule.real:
+            far = (error.square().mean((1, 2, 3)) + 1e-6).log().mean()
+        elif quality is not None:
+            far = (12 * (error * 255 / step.view(-1, 1, 1, 1)).square()).mean()
+        elif schedule.loss == "mse":
+            # MSE weighs what PSNR counts; 20 brings it to L1's size where training ends
+            far = 20 * error.square().mean()
+        else:
+            far = error.abs().mean()  # eq. 8
+        loss: Tensor = total + far
         return loss
+
+    def _rounded(self, small: Tensor) -> Tensor:
+        """LR as 8 bits hold it; gradients by eq. 7."""
+        return car.soft_round(small.clamp(0, 1) * 255, self.schedule.soft_round) / 255
+
+    def _drawn(self, count: int) -> Tensor:
+        low, high = self.schedule.quality_low, self.schedule.quality_high
+        drawn = self.patches.random.uniform(low, high, count)
+        return torch.from_numpy(drawn).float().to(self.device)
+
+    def _proxied(self, small: Tensor) -> tuple[proxies.Coded, Tensor, Tensor]:
+        """LR through the codec's proxy, its steps in levels, and its qualities in [0, 1]."""
+        codec, quality = self.schedule.codec, self._drawn(len(small))
+        if codec != "jpeg2000":
+            step = quality.new_tensor([proxies.dct_step(codec, float(q)) for q in quality])
+            return proxies.dct_codec(small, step, **proxies.SHAPES[codec]), step, quality / 100
+        # JPEG 2000's quality is a PSNR (20 dB and 0.4 dB a step): take the step that should give
+        # it, then the quality that it gave
+        step = 12**0.5 * 255 / 10 ** ((20 + 0.4 * quality) / 20)
+        coded = proxies.wavelet_codec(small, step)
+        error = (coded.image - small).detach().square().mean((1, 2, 3))
+        quality = (-10 * torch.log10(error + 1e-10) - 20) / 40
+        return coded, step, quality.clamp(0, 1)
+
+    @torch.no_grad()
+    def _stored(self, small: Tensor) -> tuple[Tensor, Tensor]:
+        """LR through the storage codec itself, and the qualities in [0, 1]."""
+        quality = self._drawn(len(small)).round()
+        return _through(self.schedule.codec, small, quality), quality / 100
 
     def update(self, budget: float) -> tuple[Tensor, float]:
         """One optimiser step; the learning rate follows the share of the budget already spent."""
@@ -180,7 +233,12 @@ class _Trainer:
         return loss.detach(), rate
 
     def validate(self) -> float:
-        """Mean RGB PSNR (dB) of the averaged weights over the held-out crops, LR rounded."""
+        """Mean RGB PSNR (dB) of the averaged weights over the held-out crops, LR rounded.
+
+        A recipe for a lossy storage codec has LR stored by it, at the middle of its qualities.
+        """
+        codec = self.schedule.codec if self.schedule.codec != "lossless" else ""
+        middle = (self.schedule.quality_low + self.schedule.quality_high) / 2
         kept = {k: v.clone() for k, v in self._weights().items()}
         self._put(self.average)
         total = 0.0
@@ -188,7 +246,12 @@ class _Trainer:
             for image in self.held_out:
                 big = image.to(self.device, memory_format=torch.channels_last)
                 small = self.downscaler(big).float().clamp(0, 1).mul(255).round().div(255)
-                restored = self.upscaler(small).float().clamp(0, 1).mul(255).round()
+                quality = None
+                if codec:
+                    quality = torch.full((1,), middle, device=self.device).round()
+                    small = _through(codec, small, quality)
+                    quality = quality / 100
+                restored = self.upscaler(small, quality).float().clamp(0, 1).mul(255).round()
                 total -= 10 * math.log10(max(float(((restored / 255 - big) ** 2).mean()), 1e-10))
         self._put(kept)
         return total / len(self.held_out)
@@ -235,6 +298,19 @@ class _Trainer:
             optimiser.load_state_dict(saved)
         self.step, self.minutes = state["step"], state["minutes"]
         self.patches.random.bit_generator.state = state["random"]
+
+
+def _through(name: str, small: Tensor, quality: Tensor) -> Tensor:
+    """LR ``(N, 3, h, w)`` encoded and decoded by a storage codec at whole qualities ``(N,)``."""
+    codec = storage.by_name(name)
+    levels = small.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    size = (levels.shape[2], levels.shape[1])
+    decoded = [
+        codec.decode(codec.encode(image, int(q), 1), size, 3, 1)
+        for image, q in zip(levels, quality, strict=True)
+    ]
+    found = torch.from_numpy(np.stack(decoded)).to(small.device)
+    return found.permute(0, 3, 1, 2).float().div(255)
 
 
 def train(

@@ -27,12 +27,13 @@ class DownscalerRecipe:
 
 @dataclass(frozen=True)
 class UpscalerRecipe:
-    """EDSR's size: ``width`` channels, ``blocks`` residual blocks."""
+    """EDSR's size: ``width`` channels, ``blocks`` residual blocks, told the quality or not."""
 
     family: str = "edsr"
     width: int = 256
     blocks: int = 32
     residual_scale: float = 1.0
+    conditioned: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ class Schedule:
     follows a cosine to zero, ``downscaler_rate`` multiplies that rate for the downscaler,
     ``offset`` is lambda and ``tv`` gamma of eq. 11, ``guide`` weighs an L1 distance between LR
     and bicubic LR, ``soft_round`` is alpha of eq. 7.
+
+    ``codec`` trains for that storage codec: LR passes through its proxy at a quality drawn between
+    ``quality_low`` and ``quality_high`` for each sample, and the loss becomes distortion plus
+    ``rate`` times bits (see :meth:`.loop._Trainer.loss`). With ``real`` the codec itself stands in
+    the loop, and the upscaler alone learns. ``lossless`` adds ``rate`` times the bits that
+    lossless storage would take to the plain loss.
     """
 
     batch: int = 16
@@ -60,6 +67,11 @@ class Schedule:
     tv: float = 0.0
     guide: float = 0.0
     soft_round: float = 0.5
+    codec: str = ""
+    quality_low: float = 10.0
+    quality_high: float = 90.0
+    rate: float = 0.1155
+    real: bool = False
     bf16: bool = True
     seed: int = 1
 
@@ -78,6 +90,7 @@ class Recipe:
 
 
 _PARTS = {"downscaler": DownscalerRecipe, "upscaler": UpscalerRecipe, "training": Schedule}
+CODECS = ("", "avif", "webp", "jpeg2000", "lossless")
 _FAMILIES = {"downscaler": ("car", "bicubic"), "upscaler": ("edsr",)}
 
 
@@ -111,6 +124,15 @@ def load_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path} [training]: optimiser must be 'adam' or 'muon'")
     if recipe.training.loss not in ("l1", "mse"):
         raise RecipeError(f"{path} [training]: loss must be 'l1' or 'mse'")
+    if recipe.training.codec not in CODECS:
+        raise RecipeError(
+            f"{path} [training]: unknown codec {recipe.training.codec!r}; "
+            f"known: {', '.join(CODECS[1:])}"
+        )
+    if recipe.training.real and recipe.training.codec in ("", "lossless"):
+        raise RecipeError(f"{path} [training]: real needs a lossy codec")
+    if not 0 <= recipe.training.quality_low <= recipe.training.quality_high <= 100:
+        raise RecipeError(f"{path} [training]: qualities must be ordered and from 0 to 100")
     if recipe.downscaler.cell not in (1, 2):
         raise RecipeError(f"{path} [downscaler]: cell must be 1 or 2")
     return recipe
