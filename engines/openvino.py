@@ -42,7 +42,7 @@ def load(card: ModelCard, side: str, threads: int = 0, precision: str = "") -> N
         return core.compile_model(network, "CPU", config).create_infer_request()
 
     try:
-        if side == "downscaler":
+        if any(node.op_type == _RESAMPLER for node in model.graph.node):
             trunk, rest = _split(model)
             requests = [compile(trunk, free), compile(rest, exact)]
         else:

@@ -12,12 +12,16 @@ from onnx import numpy_helper
 
 from carcodec.engines import Network
 from carcodec.errors import EngineError
-from carcodec.networks import car
+from carcodec.networks import car, plain
 from carcodec.zoo import ModelCard
 
 __all__ = ["load", "network"]
 
-_FAMILIES: dict[str, Any] = {"car": car.ResamplerNet, "edsr": car.EDSR}
+_FAMILIES: dict[str, Any] = {
+    "car": car.ResamplerNet,
+    "edsr": car.EDSR,
+    "none": plain.Unscaled,
+}
 
 
 def network(card: ModelCard, side: str) -> torch.nn.Module:
@@ -50,6 +54,8 @@ def load(card: ModelCard, side: str, threads: int = 0) -> Network:
     @torch.inference_mode()
     def run(image: NDArray[np.float32], quality: float = 1.0) -> NDArray[np.float32]:
         source = torch.from_numpy(image).contiguous(memory_format=torch.channels_last)
+        if isinstance(module, plain.Unscaled):
+            return np.asarray(np.rint(image * 255) / 255, np.float32)
         if not isinstance(module, car.ResamplerNet):
             return np.ascontiguousarray(module(source, torch.tensor([quality])).numpy())
         # grid_sample takes positions relative to the whole input: float32 would let the

@@ -23,8 +23,9 @@ from carcodec.training.recipe import load_recipe
 QS = (10, None)  # stored at quality 10, losslessly
 RECIPE = """
 name = "test-x2"
-scale = 2
+scale = {scale}
 [downscaler]
+family = "{family}"
 width = 8
 blocks = 1
 head_width = 8
@@ -36,7 +37,7 @@ blocks = {blocks}
 conditioned = {conditioned}
 [training]
 batch = 4
-patch = 32
+patch = {patch}
 loss = "{loss}"
 codec = "{codec}"
 real = {real}
@@ -62,7 +63,15 @@ def data(tmp_path: Path, taipei: Image.Image) -> Path:
 def recipe(path: Path, **changes: object) -> Path:
     path = path / "recipe.toml"
     plain = {"convex": "false", "cell": 2, "optimiser": "muon", "loss": "l1", "rate": "4e-3"}
-    plain |= {"blocks": 1, "conditioned": "false", "codec": "", "real": "false"}
+    plain |= {
+        "scale": 2,
+        "family": "car",
+        "blocks": 1,
+        "patch": 32,
+        "conditioned": "false",
+        "codec": "",
+        "real": "false",
+    }
     path.write_text(RECIPE.format(**plain | changes))
     return path
 
@@ -72,9 +81,10 @@ def recipe(path: Path, **changes: object) -> Path:
     [
         {"cell": 1, "loss": "mse"},
         {"cell": 2, "loss": "l1"},
+        {"scale": 3, "cell": 1, "loss": "mse", "patch": 36},
         {"convex": "true", "optimiser": "adam", "rate": "2e-3"},
     ],
-    ids=["as-shipped", "half-resolution", "as-published"],
+    ids=["as-shipped", "half-resolution", "times-three", "as-published"],
 )
 def test_a_short_run_learns_exports_and_encodes(
     changes: dict[str, object], tmp_path: Path, data: Path,
@@ -143,6 +153,27 @@ def test_codec_aware_training_learns(codec: str, real: str, tmp_path: Path, data
         for one, other in zip(images, restored["onnxruntime"], strict=True):
             levels = 2 if engine == "openvino" else 1  # which may choose bfloat16
             assert (np.abs(one - other) <= levels).mean() >= 0.999, engine
+
+
+def test_scale_one_restores_what_storage_lost(
+    tmp_path: Path, data: Path, taipei: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"scale": 1, "family": "none", "codec": "jpeg2000", "conditioned": "true"}
+    trainer = loop._Trainer(load_recipe(recipe(tmp_path, **changes)), data, torch.device("cpu"))
+    before = trainer.validate()
+    for _ in range(60):
+        trainer.minutes += 1 / 60
+        trainer.update(1.0)
+    assert trainer.validate() > before
+    trainer.save(tmp_path / "run" / "checkpoint.pt")
+    export(tmp_path / "run" / "checkpoint.pt", tmp_path / "models")
+    monkeypatch.setenv(zoo.MODELS_VARIABLE, str(tmp_path / "models"))
+    part = taipei.crop((300, 400, 401, 477))
+    for engine in ("onnxruntime", "openvino", "pytorch"):
+        encoded = carcodec.encode(part, model="test-x2", storage_codec="png", engine=engine)
+        assert encoded.header.scale == 1
+        assert np.array_equal(carcodec.thumbnail(encoded.data), part)
+        assert carcodec.decode(encoded.data, engine=engine).size == part.size
 
 
 def test_resuming_continues_the_same_run(tmp_path: Path, data: Path) -> None:
@@ -241,6 +272,7 @@ def test_baselines_train_and_are_not_exported(tmp_path: Path, data: Path) -> Non
         ('name = "x"\nscale = 2\n[training]\nbatch = 2.5', "batch must be int"),
         ('name = "x"\nscale = 2\n[training]\nloss = "l3"', "'l1' or 'mse'"),
         ('name = "x"\nscale = 2\n[downscaler]\ncell = 3', "cell must be 1 or 2"),
+        ('name = "x"\nscale = 2\n[downscaler]\nfamily = "none"', "scale is 1, not 2"),
         ('name = "x"\nscale = 2\n[training]\ncodec = "gif"', "unknown codec 'gif'"),
         ('name = "x"\nscale = 2\n[training]\nreal = true', "real needs a lossy codec"),
         ('name = "x"\nscale = 2\n[training]\nquality_low = 95', "qualities must be ordered"),

@@ -14,7 +14,8 @@ from torch import nn
 from carcodec import atomic
 from carcodec.errors import TrainingError
 from carcodec.networks.car import EDSR, ResamplerNet
-from carcodec.training.graph import downscaler_graph, upscaler_graph
+from carcodec.networks.plain import Unscaled
+from carcodec.training.graph import downscaler_graph, unscaled_graph, upscaler_graph
 from carcodec.training.loop import build_networks, load_checkpoint
 from carcodec.training.recipe import DownscalerRecipe, Recipe, Schedule, UpscalerRecipe
 
@@ -73,23 +74,29 @@ def export(
             or a model of that name and version with other weights is in the way.
     """
     recipe, downscaler, upscaler, state = checkpoint_networks(checkpoint)
-    if not isinstance(downscaler, ResamplerNet) or not isinstance(upscaler, EDSR):
+    if not isinstance(downscaler, (ResamplerNet, Unscaled)) or not isinstance(upscaler, EDSR):
         raise TrainingError(f"{recipe.name} has no learned downscaler: baselines are not exported")
-    files = {
-        "downscaler": downscaler_graph(downscaler).SerializeToString(),
-        "upscaler": upscaler_graph(upscaler).SerializeToString(),
-    }
-    _compare(downscaler, upscaler, files)
-    halos = {"downscaler": downscaler.halo, "upscaler": upscaler.halo}
-    recipes = {
-        "downscaler": {
+    options: dict[str, Any] = {}
+    if isinstance(downscaler, ResamplerNet):
+        graph = downscaler_graph(downscaler)
+        options = {
             "width": recipe.downscaler.width,
             "blocks": recipe.downscaler.blocks,
             "head_width": recipe.downscaler.head_width,
             "kernel": downscaler.kernel,
             "convex": recipe.downscaler.convex,
             "cell": recipe.downscaler.cell,
-        },
+        }
+    else:
+        graph = unscaled_graph()
+    files = {
+        "downscaler": graph.SerializeToString(),
+        "upscaler": upscaler_graph(upscaler).SerializeToString(),
+    }
+    _compare(downscaler, upscaler, files)
+    halos = {"downscaler": downscaler.halo, "upscaler": upscaler.halo}
+    recipes = {
+        "downscaler": options,
         "upscaler": {
             "width": recipe.upscaler.width,
             "blocks": recipe.upscaler.blocks,
@@ -142,7 +149,7 @@ def export(
     return card
 
 
-def _compare(downscaler: ResamplerNet, upscaler: EDSR, files: dict[str, bytes]) -> None:
+def _compare(downscaler: ResamplerNet | Unscaled, upscaler: EDSR, files: dict[str, bytes]) -> None:
     generator = np.random.default_rng(7)
     side = 48 * downscaler.scale
     smooth = torch.from_numpy(generator.random((1, 3, side // 8, side // 8), np.float32))

@@ -163,6 +163,16 @@ def downscaler_graph(network: ResamplerNet) -> onnx.ModelProto:
     )
 
 
+def unscaled_graph() -> onnx.ModelProto:
+    """``hr`` (1, 3, H, W) in [0, 1] to ``lr`` of the same size, rounded to multiples of 1/255."""
+    graph = _Graph()
+    level = graph.op(
+        "Clip", graph.op("Mul", "hr", graph.constant(255)), graph.constant(0), graph.constant(255)
+    )
+    graph.op("Mul", graph.op("Round", level), graph.constant(1 / 255))
+    return graph.model("downscaler", [("hr", [1, 3, "H", "W"])], ("lr", [1, 3, "H", "W"]), [])
+
+
 def resample_function(scale: int, kernel: int, convex: bool) -> onnx.FunctionProto:
     """``AdaptiveResample(image, weights, offsets)`` in standard operators.
 

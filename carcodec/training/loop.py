@@ -18,26 +18,13 @@ from torch.nn import functional
 
 from carcodec import atomic, storage
 from carcodec.errors import TrainingError
-from carcodec.networks import car
+from carcodec.networks import car, plain
 from carcodec.training import proxies
 from carcodec.training.data import Patches, load_images, split
 from carcodec.training.optimiser import build_optimisers
 from carcodec.training.recipe import Recipe
 
-__all__ = ["BicubicDownscaler", "Progress", "build_networks", "load_checkpoint", "train"]
-
-
-class BicubicDownscaler(nn.Module):
-    """Fixed antialiased bicubic downscaling (a = -0.5), as MATLAB's imresize inside the image."""
-
-    def __init__(self, scale: int) -> None:
-        super().__init__()
-        self.scale = scale
-
-    def forward(self, image: Tensor) -> Tensor:
-        """HR ``(N, 3, H, W)`` to LR ``(N, 3, H/s, W/s)``."""
-        size = [side // self.scale for side in image.shape[-2:]]
-        return functional.interpolate(image, size, mode="bicubic", antialias=True)
+__all__ = ["Progress", "build_networks", "load_checkpoint", "train"]
 
 
 @dataclass(frozen=True)
@@ -56,8 +43,11 @@ def build_networks(recipe: Recipe) -> tuple[nn.Module, nn.Module]:
     """The recipe's downscaler and upscaler, freshly initialised."""
     options = asdict(recipe.downscaler)
     downscaler: nn.Module
-    if options.pop("family") == "bicubic":
-        downscaler = BicubicDownscaler(recipe.scale)
+    family = options.pop("family")
+    if family == "bicubic":
+        downscaler = plain.BicubicDownscaler(recipe.scale)
+    elif family == "none":
+        downscaler = plain.Unscaled(recipe.scale)
     else:
         downscaler = car.ResamplerNet(recipe.scale, **options)
     options = asdict(recipe.upscaler)

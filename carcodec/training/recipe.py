@@ -15,7 +15,10 @@ __all__ = ["DownscalerRecipe", "Recipe", "Schedule", "UpscalerRecipe", "load_rec
 
 @dataclass(frozen=True)
 class DownscalerRecipe:
-    """``family`` is ``car`` or ``bicubic`` (fixed, for baselines); the rest is ResamplerNet's."""
+    """``family`` is ``car``, ``bicubic`` (fixed, for baselines) or ``none`` (scale 1).
+
+    The rest is ResamplerNet's.
+    """
 
     family: str = "car"
     width: int = 128
@@ -91,7 +94,7 @@ class Recipe:
 
 _PARTS = {"downscaler": DownscalerRecipe, "upscaler": UpscalerRecipe, "training": Schedule}
 CODECS = ("", "avif", "webp", "jpeg2000", "lossless")
-_FAMILIES = {"downscaler": ("car", "bicubic"), "upscaler": ("edsr",)}
+_FAMILIES = {"downscaler": ("car", "bicubic", "none"), "upscaler": ("edsr",)}
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -116,7 +119,10 @@ def load_recipe(path: Path) -> Recipe:
             raise RecipeError(
                 f"{path} [{part}]: unknown family {family!r}; known: {', '.join(families)}"
             )
-    if not 2 <= recipe.scale <= 8:
+    if recipe.downscaler.family == "none":
+        if recipe.scale != 1:
+            raise RecipeError(f"{path}: without a downscaler the scale is 1, not {recipe.scale}")
+    elif not 2 <= recipe.scale <= 8:
         raise RecipeError(f"{path}: scale must be from 2 to 8, not {recipe.scale}")
     if recipe.training.patch % (2 * recipe.scale):
         raise RecipeError(f"{path} [training]: patch must be a multiple of {2 * recipe.scale}")

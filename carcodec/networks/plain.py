@@ -1,0 +1,37 @@
+"""Downscalers without anything to learn: the baseline, and none at all."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["BicubicDownscaler", "Unscaled"]
+
+
+class BicubicDownscaler(nn.Module):
+    """Fixed antialiased bicubic downscaling (a = -0.5), as MATLAB's imresize inside the image."""
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, image: Tensor) -> Tensor:
+        """HR ``(N, 3, H, W)`` to LR ``(N, 3, H/s, W/s)``."""
+        size = [side // self.scale for side in image.shape[-2:]]
+        return functional.interpolate(image, size, mode="bicubic", antialias=True)
+
+
+class Unscaled(nn.Module):
+    """Scale 1: the photo itself is stored, and the upscaler restores what storing it lost."""
+
+    halo = 0
+
+    def __init__(self, scale: int = 1) -> None:
+        super().__init__()
+        if scale != 1:
+            raise ValueError(f"a model without a downscaler has scale 1, not {scale}")
+        self.scale = scale
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``(N, 3, H, W)``, returned as it is."""
+        return image
