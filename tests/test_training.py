@@ -223,6 +223,10 @@ def test_a_run_can_start_from_anothers_weights(tmp_path: Path, data: Path) -> No
     second.start_from(tmp_path / "first" / "checkpoint.pt")
     assert second.validate() == pytest.approx(psnr)
     assert second.minutes == 0
+    conditioned = load_recipe(recipe(tmp_path, conditioned="true"))
+    third = loop._Trainer(conditioned, data, torch.device("cpu"))
+    third.start_from(tmp_path / "first" / "checkpoint.pt")
+    assert third.validate() == pytest.approx(psnr)
     path = recipe(tmp_path)
     path.write_text(path.read_text().replace("8", "12"))
     with pytest.raises(TrainingError, match="other sizes"):

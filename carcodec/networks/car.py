@@ -273,7 +273,7 @@ class EDSR(nn.Module):
             self.skip.bias.zero_()  # type: ignore[union-attr]
             if self.condition is not None:  # start with gains of 1
                 last: Any = self.condition[-1]
-                last.weight *= 0.1
+                last.weight.zero_()
                 last.bias.fill_(1)
 
     @property

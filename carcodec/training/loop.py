@@ -266,10 +266,14 @@ class _Trainer:
         atomic.write(path, buffer.getvalue())
 
     def start_from(self, path: Path) -> None:
-        """Take another run's averaged weights as the starting point."""
+        """Take another run's averaged weights as the starting point.
+
+        A conditioned upscaler may start from one that is not: its gains are then 1.
+        """
         state = load_checkpoint(path)
+        fresh = {k: v for k, v in self._weights().items() if ".condition." in k}
         try:
-            self._put(state["average"])
+            self._put(fresh | state["average"])
         except (KeyError, RuntimeError) as error:
             raise TrainingError(f"{path} holds networks of other sizes than the recipe") from error
         self.average = {k: v.clone() for k, v in self._weights().items()}
