@@ -1,8 +1,12 @@
-"""Write docs/MODELS.md from the shipped models' cards: python benchmarks/models_page.py"""
+"""Write docs/MODELS.md and README's table from the cards: python benchmarks/models_page.py"""
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
+
+import onnx
 
 from carcodec import zoo
 from carcodec.zoo import shelf
@@ -70,11 +74,44 @@ def section(card: zoo.ModelCard) -> str:
     return "\n".join(lines) + "\n"
 
 
+SETS = ("Set5", "Set14", "BSD100", "Urban100", "Kodak")
+
+
+def parameters(card: zoo.ModelCard, side: zoo.Side) -> str:
+    weights = onnx.load_model_from_string(card.weights(side)).graph.initializer
+    return f"{sum(math.prod(w.dims) for w in weights) / 1e6:.2f} M"
+
+
+def summary(cards: list[zoo.ModelCard]) -> str:
+    """README's table: the newest version of each model, each set's Y PSNR and the baseline's."""
+    heads = ["model", "downscaler + upscaler", *SETS, "Kodak bpp", "JPEG bpp"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    newest = {card.name: card for card in sorted(cards, key=lambda c: c.version)}
+    for card in newest.values():
+        sizes = f"{parameters(card, card.downscaler)} + {parameters(card, card.upscaler)}"
+        rows = [(card.name, sizes, card.measured)]
+        if baseline := card.measured.get("baseline"):
+            rows.append((f"bicubic ×{card.scale}", parameters(card, card.upscaler), baseline))
+        for name, size, figures in rows:
+            cells = [name, size]
+            cells += [f"{figures[s]['Y PSNR dB']:.2f}" if s in figures else "–" for s in SETS]
+            kodak = figures.get("Kodak", {})
+            cells += [f"{kodak[k]:.2f}" if k in kodak else "–" for k in ("LR bpp", "JPEG bpp")]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     folder = shelf.search_path()[-1]
     cards = [zoo.load_card(path) for path in sorted(folder.glob("*/card.toml"))]
     page = HEAD + "\n" + "\n".join(section(card) for card in cards)
     (ROOT / "docs" / "MODELS.md").write_text(page, "utf-8")
+    readme = ROOT / "README.md"
+    marks = ("<!-- models: benchmarks/models_page.py -->\n", "\n<!-- /models -->")
+    text = readme.read_text("utf-8")
+    pattern = re.escape(marks[0]) + ".*?" + re.escape(marks[1])
+    table = marks[0] + summary(cards) + marks[1]
+    readme.write_text(re.sub(pattern, lambda _: table, text, flags=re.DOTALL), "utf-8")
 
 
 if __name__ == "__main__":
