@@ -233,7 +233,9 @@ def downscale(
         levels = levels[:, : target.shape[0], : target.shape[1]]
         target[...] = levels.transpose(1, 2, 0) if target.ndim == 3 else levels[0]
 
-    window = tile or (256 if scale <= 2 else 192)
+    # Small windows stay in the cache, large ones repeat less of their halo. What the resampler
+    # gathers grows with the scale.
+    window = tile or max(64, card.downscaler.halo * (16 if scale <= 2 else 12))
     tiling.run(
         _network(card, "downscaler", engine, threads),
         padded,

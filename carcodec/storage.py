@@ -196,11 +196,11 @@ def _jpeg2k_decode(codecs: Any, data: bytes, out: Pixels, threads: int) -> Pixel
 
 
 def _jpegxl_encode(codecs: Any, image: Pixels, quality: int | None, threads: int) -> bytes:
-    options: dict[str, Any] = {"effort": 7, "usecontainer": False, "numthreads": threads}
+    options: dict[str, Any] = {"usecontainer": False, "numthreads": threads}
     if quality is None:
-        # Effort 7 is 7 % smaller than effort 3 and ten times slower.
-        return bytes(codecs.jpegxl_encode(image, lossless=True, **options))
-    return bytes(codecs.jpegxl_encode(image, level=quality, lossless=False, **options))
+        # On LR images effort 6 is within 1 % of effort 7's size in 0.7 of its time; 5 is 2 % larger.
+        return bytes(codecs.jpegxl_encode(image, lossless=True, effort=6, **options))
+    return bytes(codecs.jpegxl_encode(image, level=quality, lossless=False, effort=7, **options))
 
 
 def _jpegxl_decode(codecs: Any, data: bytes, out: Pixels, threads: int) -> Pixels:
