@@ -211,4 +211,7 @@ def test_any_size_with_the_shipped_models(
     assert restored.size == size
     flat = Image.new("RGB", size, (200, 100, 50))
     error = np.asarray(carcodec.decode(carcodec.encode(flat, model=model).data), float)
-    assert np.abs(error - [200, 100, 50]).max() <= 6
+    error = np.abs(error - [200, 100, 50])
+    # the networks see zeros around the image: all of a tiny one is border
+    assert error.max() <= (6 if min(size) > 16 else 12)
+    assert error[24:-24, 24:-24].max(initial=0) <= 1
