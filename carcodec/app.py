@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from carcodec import codec, container, files, metrics, pixels, storage, zoo
+from carcodec import codec, container, files, metrics, pixels, rate, storage, zoo
 from carcodec.errors import CarcodecError, MissingDependencyError
 
 __all__ = ["app", "main"]
@@ -85,6 +85,18 @@ def encode(
     lossless: Annotated[
         bool, typer.Option("--lossless", help="Store the small image losslessly (the default).")
     ] = False,
+    max_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Best quality in at most so many bytes.")
+    ] = None,
+    target_bpp: Annotated[
+        float | None, typer.Option(min=0, help="Best quality in so many bits per pixel.")
+    ] = None,
+    target_psnr: Annotated[
+        float | None, typer.Option(min=0, help="Smallest file of this PSNR (RGB, dB).")
+    ] = None,
+    target_ssim: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Smallest file of this SSIM (RGB).")
+    ] = None,
     alpha_quality: Annotated[
         int | None, typer.Option(min=0, max=100, help="Store alpha lossily. [lossless]")
     ] = None,
@@ -95,26 +107,47 @@ def encode(
     quiet: Quiet = False,
 ) -> None:
     """Encode photos to .carimg."""
-    if lossless and quality is not None:
-        raise typer.BadParameter("--lossless and --quality exclude each other")
+    dials = {
+        "--lossless": lossless or None,
+        "--quality": quality,
+        "--max-bytes": max_bytes,
+        "--target-bpp": target_bpp,
+        "--target-psnr": target_psnr,
+        "--target-ssim": target_ssim,
+    }
+    given = [dial for dial, value in dials.items() if value is not None]
+    if len(given) > 1:
+        raise typer.BadParameter(f"{' and '.join(given)} exclude each other")
     name = _model_name(model, scale)
     chosen = storage.by_name(storage_codec)
-    if quality is not None and not chosen.lossy:
-        raise typer.BadParameter(f"{chosen.title} is lossless only: leave --quality out")
+    if given and given != ["--lossless"] and not chosen.lossy:
+        raise typer.BadParameter(f"{chosen.title} is lossless only: leave {given[0]} out")
 
     def one(source: str, target: str, report: Callable[[float], None]) -> str:
         start = time.perf_counter()
         photo = files.read_photo(source)
-        encoded = codec.encode(
-            photo,
-            model=name,
-            storage_codec=storage_codec,
-            quality=quality,
-            alpha_quality=alpha_quality,
-            engine=engine,
-            threads=threads,
-            progress=report,
-        )
+        options: dict[str, Any] = {
+            "model": name,
+            "storage_codec": storage_codec,
+            "alpha_quality": alpha_quality,
+            "engine": engine,
+            "threads": threads,
+            "progress": report,
+        }
+        area = photo.colour.shape[0] * photo.colour.shape[1]
+        goals: list[rate.Target] = []
+        if max_bytes is not None:
+            goals.append(rate.Target("bytes", max_bytes))
+        if target_bpp is not None:
+            goals.append(rate.Target("bytes", target_bpp * area / 8))
+        if target_psnr is not None:
+            goals.append(rate.Target("psnr", target_psnr))
+        if target_ssim is not None:
+            goals.append(rate.Target("ssim", target_ssim))
+        if goals:
+            encoded = rate.meet(photo, goals[0], **options).encoded
+        else:
+            encoded = codec.encode(photo, quality=quality, **options)
         seconds = time.perf_counter() - start
         scores = _check(photo, encoded.data, engine, threads) if check else ""
         files.write_bytes(target, encoded.data, overwrite)

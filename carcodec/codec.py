@@ -22,9 +22,12 @@ __all__ = [
     "DEFAULT_STORAGE",
     "MAX_PIXELS",
     "Encoded",
+    "Prepared",
     "decode",
     "decode_array",
     "encode",
+    "prepare",
+    "store",
     "thumbnail",
 ]
 
@@ -90,45 +93,106 @@ def encode(
         ImageError, LimitError: the picture cannot be taken.
         ModelNotFoundError, EngineError, StorageError: as their names say.
     """
+    chosen = _storage(storage_codec, quality)
+    prepared = prepare(
+        photo,
+        model=model,
+        alpha_quality=alpha_quality,
+        engine=engine,
+        threads=threads,
+        tile=tile,
+        progress=progress,
+    )
+    return store(prepared, chosen.name, quality, threads)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A photo that is downscaled already and can be stored at any quality.
+
+    Attributes:
+        photo: its planes and metadata.
+        card: the model that made ``small``.
+        small: LR, ``(h, w)`` or ``(h, w, 3)`` uint8.
+        alpha: the alpha channel's codestream, if there is any, made by storage codec number
+            ``alpha_storage`` at ``alpha_quality``.
+    """
+
+    photo: pixels.Photo
+    card: zoo.ModelCard
+    small: storage.Pixels
+    alpha: bytes | None
+    alpha_storage: int
+    alpha_quality: int | None
+
+
+def prepare(
+    photo: Image.Image | NDArray[Any] | pixels.Photo,
+    *,
+    model: str = DEFAULT_MODEL,
+    alpha_quality: int | None = None,
+    engine: str = "auto",
+    threads: int = 0,
+    tile: int = 0,
+    progress: Report = _quiet,
+) -> Prepared:
+    """The first half of :func:`encode`, which takes the time: everything but storing LR."""
     if isinstance(photo, Image.Image):
         taken = pixels.from_image(photo)
     else:
         taken = photo if isinstance(photo, pixels.Photo) else pixels.from_array(photo)
     card = zoo.find(model)
-    codec = storage.by_name(storage_codec)
     height, width = taken.colour.shape[:2]
     _check_size(width, height)
-    header = container.Header(
-        width,
-        height,
-        card.scale,
-        _mode_number(taken.mode),
-        codec.number,
-        255 if quality is None else quality,
-        card.name,
-        card.version,
-        card.short_digest,
-    )
-    if quality is not None and not 0 <= quality <= 100:
-        raise StorageError(f"quality must be from 0 to 100, not {quality}")
     small = downscale(taken.colour, card, engine, threads, tile, progress)
     alpha, alpha_number = None, 0
     if taken.alpha is not None and taken.alpha.min() < 255:
         alpha_codec = storage.by_name("webp" if alpha_quality is not None else "jpegxl")
         alpha = alpha_codec.encode(taken.alpha, alpha_quality, threads)
         alpha_number = alpha_codec.number
+    return Prepared(taken, card, small, alpha, alpha_number, alpha_quality)
+
+
+def store(
+    prepared: Prepared, storage_codec: str, quality: float | None = None, threads: int = 0
+) -> Encoded:
+    """The second half of :func:`encode`. The header records ``quality`` as a whole number.
+
+    Raises:
+        StorageError: no such codec, a quality it does not have, or it failed.
+    """
+    codec = _storage(storage_codec, quality)
+    photo, card = prepared.photo, prepared.card
+    height, width = photo.colour.shape[:2]
+    header = container.Header(
+        width,
+        height,
+        card.scale,
+        _mode_number(photo.mode),
+        codec.number,
+        255 if quality is None else round(quality),
+        card.name,
+        card.version,
+        card.short_digest,
+    )
     file = container.Carimg(
         header,
-        codec.encode(small, quality, threads),
-        alpha,
-        alpha_number,
-        255 if alpha_quality is None else alpha_quality,
-        taken.icc,
-        taken.exif,
-        taken.xmp,
-        None if taken.alpha is not None else _preview(small),
+        codec.encode(prepared.small, quality, threads),
+        prepared.alpha,
+        prepared.alpha_storage,
+        255 if prepared.alpha_quality is None else prepared.alpha_quality,
+        photo.icc,
+        photo.exif,
+        photo.xmp,
+        None if photo.alpha is not None else _preview(prepared.small),
     )
     return Encoded(container.write(file), header)
+
+
+def _storage(name: str, quality: float | None) -> storage.StorageCodec:
+    if quality is not None and not 0 <= quality <= 100:
+        raise StorageError(f"quality must be from 0 to 100, not {quality}")
+    return storage.by_name(name)
 
 
 def decode(

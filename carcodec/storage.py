@@ -1,7 +1,8 @@
 """Storage codecs: the LR image to and from a standard codestream, through imagecodecs.
 
 Images are uint8 arrays, ``(h, w)`` grey or ``(h, w, 3)`` RGB. ``quality`` is 0…100, higher
-is better, on each codec's own scale; ``None`` means lossless, which is bit-exact.
+is better, on each codec's own scale; ``None`` means lossless, which is bit-exact. JPEG 2000 and
+JPEG XL take fractions, AVIF and WebP round them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class StorageCodec:
         lossy: takes a quality; every codec here can be lossless.
         extension: of the bare codestream.
         max_side: largest width or height the codec stores, in pixels.
+        whole: its qualities are whole numbers; fractions are rounded.
     """
 
     name: str
@@ -41,11 +43,12 @@ class StorageCodec:
     lossy: bool
     extension: str
     max_side: int
-    _encode: Callable[[Any, Pixels, int | None, int], bytes]
+    _encode: Callable[[Any, Pixels, float | None, int], bytes]
     _decode: Callable[[Any, bytes, Pixels, int], Pixels]
     _size: Callable[[bytes], tuple[int, int] | None] = lambda data: None
+    whole: bool = False
 
-    def encode(self, image: Pixels, quality: int | None = None, threads: int = 0) -> bytes:
+    def encode(self, image: Pixels, quality: float | None = None, threads: int = 0) -> bytes:
         """The codestream of ``image``, the same for any number of threads; 0 is all cores.
 
         Raises:
@@ -148,11 +151,11 @@ def _through_rgb(decode: Callable[[Pixels], Any], out: Pixels) -> Pixels:
     return np.ascontiguousarray(rgb[..., 1])
 
 
-def _png_encode(codecs: Any, image: Pixels, quality: int | None, threads: int) -> bytes:
+def _png_encode(codecs: Any, image: Pixels, quality: float | None, threads: int) -> bytes:
     return bytes(codecs.png_encode(image, level=9))
 
 
-def _jpegls_encode(codecs: Any, image: Pixels, quality: int | None, threads: int) -> bytes:
+def _jpegls_encode(codecs: Any, image: Pixels, quality: float | None, threads: int) -> bytes:
     return bytes(codecs.jpegls_encode(_subtract_green(image) if image.ndim == 3 else image))
 
 
@@ -169,7 +172,7 @@ def _jpegls_size(data: bytes) -> tuple[int, int]:
     return width, height
 
 
-def _jpeg2k_encode(codecs: Any, image: Pixels, quality: int | None, threads: int) -> bytes:
+def _jpeg2k_encode(codecs: Any, image: Pixels, quality: float | None, threads: int) -> bytes:
     # OpenJPEG's lossy quality is a target PSNR in dB: 0…100 is 20…60 dB.
     level = 0 if quality is None else 20 + 0.4 * quality
     # small images cannot carry six wavelet levels
@@ -195,7 +198,7 @@ def _jpeg2k_decode(codecs: Any, data: bytes, out: Pixels, threads: int) -> Pixel
     return np.asarray(codecs.jpeg2k_decode(data, numthreads=threads, out=out))
 
 
-def _jpegxl_encode(codecs: Any, image: Pixels, quality: int | None, threads: int) -> bytes:
+def _jpegxl_encode(codecs: Any, image: Pixels, quality: float | None, threads: int) -> bytes:
     options: dict[str, Any] = {"usecontainer": False, "numthreads": threads}
     if quality is None:
         # On LR images effort 6 is within 1 % of effort 7's size in 0.7 of its time.
@@ -207,12 +210,12 @@ def _jpegxl_decode(codecs: Any, data: bytes, out: Pixels, threads: int) -> Pixel
     return np.asarray(codecs.jpegxl_decode(data, numthreads=threads, out=out))
 
 
-def _avif_encode(codecs: Any, image: Pixels, quality: int | None, threads: int) -> bytes:
+def _avif_encode(codecs: Any, image: Pixels, quality: float | None, threads: int) -> bytes:
     # one thread always: the encoder's bytes depend on their number
     if quality is None:
         return bytes(codecs.avif_encode(image, level=100, speed=6, numthreads=1))
     # imagecodecs stores grey AVIF losslessly whatever the level, and level 100 means lossless
-    level = min(quality, 99)
+    level = min(round(quality), 99)
     return bytes(
         codecs.avif_encode(_as_rgb(image), level=level, pixelformat="444", speed=6, numthreads=1)
     )
@@ -233,11 +236,11 @@ def _avif_decode(codecs: Any, data: bytes, out: Pixels, threads: int) -> Pixels:
     return image if image.ndim == 2 else np.ascontiguousarray(image[..., 1])
 
 
-def _webp_encode(codecs: Any, image: Pixels, quality: int | None, threads: int) -> bytes:
+def _webp_encode(codecs: Any, image: Pixels, quality: float | None, threads: int) -> bytes:
     rgb = _as_rgb(image)
     if quality is None:
         return bytes(codecs.webp_encode(rgb, lossless=True, method=6))
-    return bytes(codecs.webp_encode(rgb, level=quality, lossless=False, method=6))
+    return bytes(codecs.webp_encode(rgb, level=round(quality), lossless=False, method=6))
 
 
 def _png_decode(codecs: Any, data: bytes, out: Pixels, threads: int) -> Pixels:
@@ -258,8 +261,10 @@ STORAGES: tuple[StorageCodec, ...] = (
         _jpeg2k_encode, _jpeg2k_decode, _jpeg2k_size,
     ),
     StorageCodec("jpegxl", 4, "JPEG XL", True, ".jxl", 2**30 - 1, _jpegxl_encode, _jpegxl_decode),
-    StorageCodec("avif", 5, "AVIF", True, ".avif", 32768, _avif_encode, _avif_decode, _avif_size),
-    StorageCodec("webp", 6, "WebP", True, ".webp", 16383, _webp_encode, _webp_decode),
+    StorageCodec(
+        "avif", 5, "AVIF", True, ".avif", 32768, _avif_encode, _avif_decode, _avif_size, whole=True
+    ),
+    StorageCodec("webp", 6, "WebP", True, ".webp", 16383, _webp_encode, _webp_decode, whole=True),
 )  # fmt: skip
 
 

@@ -102,6 +102,23 @@ def test_sixteen_bit_png_stays_sixteen_bit(folder: Path, photo: Image.Image) -> 
     assert len(np.unique(back)) > 2000
 
 
+def test_targets(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder / "t.carimg"
+    where = (folder / "a.png", "-o", out, *FAST, "--overwrite")
+    assert run("encode", *where, "--max-bytes", "1500") == 0
+    assert 1400 < out.stat().st_size <= 1500
+    assert run("encode", *where, "--target-bpp", "1.5", "--storage", "jpeg2000") == 0
+    assert 1.4 < 8 * out.stat().st_size / (96 * 64) <= 1.5
+    assert run("encode", *where, "--target-psnr", "22", "--check") == 0
+    assert run("encode", *where, "--target-ssim", "0.5") == 0
+    capsys.readouterr()
+    assert run("encode", *where, "--max-bytes", "20") == 1
+    assert "the smallest is" in " ".join(capsys.readouterr().err.split())
+    assert run("encode", *where, "--max-bytes", "2000", "--quality", "4") == 2
+    assert "exclude each other" in " ".join(capsys.readouterr().err.split())
+    assert run("encode", *where, "--target-psnr", "22", "--storage", "png") == 2
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_sixteen_bit_png_is_turned_upright_and_keeps_its_metadata(
     orientation: int, folder: Path, photo: Image.Image

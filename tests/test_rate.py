@@ -1,0 +1,78 @@
+"""Targets: a file size or a quality is met by searching real encodes, or refused in words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import carcodec
+from carcodec import codec, metrics, rate
+from carcodec.errors import CarcodecError, StorageError
+from carcodec.rate import Target, TargetError, Trial
+
+LOSSY = ["jpeg2000", "jpegxl", "avif", "webp"]
+OPTIONS = {"model": "tiny-x2", "engine": "onnxruntime"}
+
+
+@pytest.fixture
+def part(taipei: Image.Image) -> Image.Image:
+    return taipei.crop((240, 300, 496, 460))
+
+
+@pytest.mark.parametrize("storage", LOSSY)
+def test_bytes_are_met_from_below(storage: str, part: Image.Image) -> None:
+    for bpp in (0.4, 1.0):
+        size = bpp * part.width * part.height / 8
+        found = rate.meet(part, Target("bytes", size), storage_codec=storage, **OPTIONS)
+        # AVIF and WebP have whole qualities only; OpenJPEG's sizes jump on small images
+        slack = {"jpegxl": 0.03, "jpeg2000": 0.05}.get(storage, 0.12)
+        assert (1 - slack) * size <= len(found.encoded.data) <= size
+        assert carcodec.decode(found.encoded.data).size == part.size
+        assert found.quality is not None
+        assert found.encoded.header.quality == round(found.quality)
+
+
+@pytest.mark.parametrize(("kind", "value", "over"), [("psnr", 22.5, 0.1), ("ssim", 0.7, 0.005)])
+@pytest.mark.parametrize("storage", ["jpeg2000", "jpegxl"])
+def test_quality_is_met_with_little_to_spare(
+    storage: str, kind: str, value: float, over: float, part: Image.Image
+) -> None:
+    found = rate.meet(part, Target(kind, value), storage_codec=storage, **OPTIONS)  # type: ignore[arg-type]
+    restored = np.asarray(carcodec.decode(found.encoded.data, engine="onnxruntime"))
+    measure = metrics.psnr if kind == "psnr" else metrics.ssim
+    assert found.score == measure(np.asarray(part), restored)
+    assert value <= found.score <= value + over
+
+
+def test_a_generous_target_gets_lossless(part: Image.Image) -> None:
+    found = rate.meet(part, Target("bytes", 10**7), **OPTIONS)
+    assert found.quality is None
+    assert found.encoded.header.lossless_lr
+
+
+def test_targets_out_of_reach_name_the_nearest(part: Image.Image) -> None:
+    with pytest.raises(TargetError, match=r"reaches 90 bytes: the smallest is [\d,]+ bytes"):
+        rate.meet(part, Target("bytes", 90), **OPTIONS)
+    with pytest.raises(TargetError, match=r"reaches 60 dB PSNR: the best is 2\d\.\d+ dB PSNR"):
+        rate.meet(part, Target("psnr", 60), **OPTIONS)
+    with pytest.raises(StorageError, match="lossless only"):
+        rate.meet(part, Target("bytes", 5000), storage_codec="png", **OPTIONS)
+    assert issubclass(TargetError, CarcodecError)
+
+
+def test_every_quality_is_tried_once(part: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[float | None] = []
+    real = codec.store
+
+    def counting(*arguments: object, **options: object) -> codec.Encoded:
+        tried.append(arguments[2])  # type: ignore[arg-type]
+        return real(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(codec, "store", counting)
+    shares: list[float] = []
+    found = rate.meet(part, Target("bytes", 4000), progress=shares.append, **OPTIONS)
+    assert isinstance(found, Trial)
+    assert len(tried) == len(set(tried)) <= 14
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
