@@ -379,7 +379,7 @@ def restore(
         )
     small = stored_image(file, threads)
     size = (header.width, header.height)
-    quality = None if header.quality == 255 else header.quality
+    quality = None if header.lossless_lr else header.quality
     colour = upscale(small, size, header.bits, card, engine, threads, tile, progress, quality)
     alpha = _alpha(file, threads)
     if alpha is None and header.has_alpha:

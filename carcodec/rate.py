@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from carcodec import codec, metrics, pixels, storage
-from carcodec.errors import CarcodecError
+from carcodec.errors import CarcodecError, StorageError
 
 __all__ = ["Target", "TargetError", "Trial", "meet"]
 
@@ -69,14 +69,11 @@ def meet(
         TargetError: out of reach; says what the nearest is.
         StorageError: the storage codec is lossless only.
     """
-    taken = photo
-    if isinstance(photo, Image.Image):
-        taken = pixels.from_image(photo)
-    elif not isinstance(photo, pixels.Photo):
-        taken = pixels.from_array(photo)
-    assert isinstance(taken, pixels.Photo)
+    chosen = storage.by_name(storage_codec)
+    if not chosen.lossy:
+        raise StorageError(f"{chosen.title} is lossless only: it has no quality to search")
     prepared = codec.prepare(
-        taken,
+        photo,
         model=model,
         alpha_quality=alpha_quality,
         engine=engine,
@@ -92,12 +89,12 @@ def meet(
             if target.kind != "bytes":
                 restored = codec.restore(encoded.data, engine, threads)
                 measure = metrics.psnr if target.kind == "psnr" else metrics.ssim
-                score = measure(taken.colour, restored.colour)
+                score = measure(prepared.photo.colour, restored.colour)
             trials[quality] = Trial(quality, encoded, score)
             progress(0.5 + 0.5 * min(1.0, len(trials) / _MOST_TRIALS))
         return trials[quality]
 
-    found = _search(attempt, target, 1.0 if storage.by_name(storage_codec).whole else 0.05)
+    found = _search(attempt, target, 1.0 if chosen.whole else 0.05)
     progress(1.0)
     return found
 

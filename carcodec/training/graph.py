@@ -53,6 +53,12 @@ class _Graph:
             )
         )  # fmt: skip
 
+    def rounded(self, x: str) -> str:
+        """Clamped to [0, 1] and rounded to multiples of 1/255, as 8 bits hold it."""
+        level = self.op("Mul", x, self.constant(255))
+        level = self.op("Clip", level, self.constant(0), self.constant(255))
+        return str(self.op("Mul", self.op("Round", level), self.constant(1 / 255)))
+
     def linear(self, x: str, name: str) -> str:
         weight, bias = self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias")
         return str(self.op("Gemm", x, weight, bias, transB=1))
@@ -166,10 +172,7 @@ def downscaler_graph(network: ResamplerNet) -> onnx.ModelProto:
 def unscaled_graph() -> onnx.ModelProto:
     """``hr`` (1, 3, H, W) in [0, 1] to ``lr`` of the same size, rounded to multiples of 1/255."""
     graph = _Graph()
-    level = graph.op(
-        "Clip", graph.op("Mul", "hr", graph.constant(255)), graph.constant(0), graph.constant(255)
-    )
-    graph.op("Mul", graph.op("Round", level), graph.constant(1 / 255))
+    graph.rounded("hr")
     return graph.model("downscaler", [("hr", [1, 3, "H", "W"])], ("lr", [1, 3, "H", "W"]), [])
 
 
@@ -268,10 +271,7 @@ def resample_function(scale: int, kernel: int, convex: bool) -> onnx.FunctionPro
     corners = graph.op("Reshape", corners, graph.constant([0, 0, 4, 3], np.int64))
     small = graph.op("ReduceSum", corners, row, keepdims=1)
     small = graph.op("Transpose", small, perm=[2, 3, 0, 1])
-    level = graph.op(
-        "Clip", graph.op("Mul", small, graph.constant(255)), graph.constant(0), graph.constant(255)
-    )
-    graph.op("Mul", graph.op("Round", level), graph.constant(1 / 255))
+    graph.rounded(small)
     graph.nodes[-1].output[0] = "lr"
     return helper.make_function(
         DOMAIN, "AdaptiveResample", ["image", "weights", "offsets"], ["lr"],
