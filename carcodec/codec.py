@@ -274,21 +274,19 @@ def downscale(
     progress: Report = _quiet,
 ) -> storage.Pixels:
     """HR ``(H, W)`` or ``(H, W, 3)`` to LR of as many axes, uint8, by the downscaler."""
+    if card.downscaler.family == "none" and colour.dtype == np.uint8:
+        progress(1.0)
+        return colour.astype(np.uint8)
     scale = card.scale
     height, width = colour.shape[:2]
     lr_width, lr_height = container.ceil_div(width, scale), container.ceil_div(height, scale)
     # the network wants an even number of LR pixels a side, four at least
-    padded = (max(4, lr_width + lr_width % 2), max(4, lr_height + lr_height % 2))
+    padded = (max(4, _multiple(lr_width)), max(4, _multiple(lr_height)))
     small = np.empty((lr_height, lr_width, *colour.shape[2:]), np.uint8)
     peak = np.float32(65535 if colour.dtype == np.uint16 else 255)
 
     def read(rows: slice, columns: slice) -> NDArray[np.float32]:
-        part: NDArray[Any] = colour[rows, columns]
-        missing = [(0, rows.stop - rows.start - part.shape[0])]
-        missing += [(0, columns.stop - columns.start - part.shape[1])]
-        if any(after for _, after in missing):
-            part = np.pad(part, missing + [(0, 0)] * (part.ndim - 2), "edge")
-        return _network_input(part, peak)
+        return _network_input(_taken(colour, rows, columns), peak)
 
     def write(rows: slice, columns: slice, block: NDArray[np.float32]) -> None:
         # Round again: 255 times a rounded fraction can fall just short of its integer.
@@ -303,8 +301,8 @@ def downscale(
     tiling.run(
         _network(card, "downscaler", engine, threads),
         padded,
-        _even(card.downscaler.halo),
-        _even(max(window, 2 * card.downscaler.halo + 4)),
+        _multiple(card.downscaler.halo),
+        _multiple(max(window, 2 * card.downscaler.halo + 4)),
         read,
         write,
         read_scale=scale,
@@ -331,11 +329,13 @@ def upscale(
     width, height = size
     network = _network(card, "upscaler", engine, threads)
     share = 1.0 if quality is None else quality / 100
+    stride = int(card.upscaler.options.get("stride", 1))
+    padded = (_multiple(small.shape[1], stride), _multiple(small.shape[0], stride))
     peak = np.float32(65535 if bits == 16 else 255)
     colour: Any = np.empty((height, width, *small.shape[2:]), np.uint16 if bits == 16 else np.uint8)
 
     def read(rows: slice, columns: slice) -> NDArray[np.float32]:
-        return _network_input(small[rows, columns], np.float32(255))
+        return _network_input(_taken(small, rows, columns), np.float32(255))
 
     def write(rows: slice, columns: slice, block: NDArray[np.float32]) -> None:
         target = colour[rows, columns]
@@ -349,9 +349,9 @@ def upscale(
 
     tiling.run(
         lambda block: network(block, share),
-        (small.shape[1], small.shape[0]),
+        padded,
         card.upscaler.halo,
-        max(tile or 512, 2 * card.upscaler.halo + 1),
+        _multiple(max(tile or 512, 2 * card.upscaler.halo + 1), stride),
         read,
         write,
         write_scale=card.scale,
@@ -405,6 +405,16 @@ def _alpha(file: container.Carimg, threads: int = 0) -> NDArray[np.uint8] | None
     return codec.decode(file.alpha, (file.header.width, file.header.height), 1, threads)
 
 
+def _taken(image: NDArray[Any], rows: slice, columns: slice) -> NDArray[Any]:
+    """A part of an image, its last row and column repeated where it reaches beyond."""
+    part = image[rows, columns]
+    missing = [(0, rows.stop - rows.start - part.shape[0])]
+    missing += [(0, columns.stop - columns.start - part.shape[1])]
+    if any(after for _, after in missing):
+        part = np.pad(part, missing + [(0, 0)] * (part.ndim - 2), "edge")
+    return part
+
+
 def _network_input(part: NDArray[Any], peak: np.float32) -> NDArray[np.float32]:
     """``(h, w)`` or ``(h, w, 3)`` levels to ``(1, 3, h, w)`` float32 in [0, 1]."""
     planes = np.ascontiguousarray(part.transpose(2, 0, 1) if part.ndim == 3 else part[None])
@@ -440,5 +450,6 @@ def _mode_number(name: str) -> int:
     return next(number for number, mode in container.MODES.items() if mode[0] == name)
 
 
-def _even(value: int) -> int:
-    return value + value % 2
+def _multiple(value: int, of: int = 2) -> int:
+    """The next multiple, at or above."""
+    return container.ceil_div(value, of) * of

@@ -148,11 +148,14 @@ class ResamplerNet(nn.Module):
     ``head_width`` channels bring the features up to LR resolution by sub-pixel convolution.
     The paper's size is ``width=128, blocks=5, head_width=256, cell=2``. With ``cell=1`` features
     live at LR resolution and the branches need no sub-pixel step: in a small network that learns
-    far more of the kernels (docs/MODELS.md).
+    far more of the kernels (docs/MODELS.md). ``context`` moves most of the work to half of that
+    resolution, a quarter of the price, and keeps the features themselves where they are; ours.
 
     Args:
         scale: HR pixels per LR pixel.
         cell: LR pixels a feature stands for, 1 or 2.
+        context: residual blocks of ``context_width`` channels at half the features' resolution,
+            whose result is added to them before ``blocks``; 0 leaves the path out.
         kernel: k, taps a side on the HR grid; the paper's 3×3 LR pixels are ``3*scale``.
         convex: see :func:`normalised_weights`.
     """
@@ -166,8 +169,12 @@ class ResamplerNet(nn.Module):
         kernel: int | None = None,
         convex: bool = False,
         cell: int = 2,
+        context: int = 0,
+        context_width: int = 64,
     ) -> None:
         super().__init__()
+        if context and cell != 1:
+            raise ValueError("context wants features at LR resolution: cell=1")
         self.scale = scale
         self.cell = cell
         self.kernel = kernel or 3 * scale
@@ -175,6 +182,15 @@ class ResamplerNet(nn.Module):
         taps = self.kernel**2
         stride = cell * scale
         self.head = nn.Conv2d(3, width, 3 * stride, stride=stride, padding=stride)
+        self.context: nn.Sequential | None = None
+        if context:
+            self.context = nn.Sequential(
+                nn.Conv2d(width, context_width, 2, stride=2),
+                nn.LeakyReLU(0.2),
+                *(_ResidualBlock(context_width, nn.LeakyReLU(0.2)) for _ in range(context)),
+                nn.Conv2d(context_width, 4 * width, 1),
+                nn.PixelShuffle(2),
+            )
         self.body = nn.Sequential(
             *(_ResidualBlock(width, nn.LeakyReLU(0.2)) for _ in range(blocks))
         )
@@ -210,11 +226,15 @@ class ResamplerNet(nn.Module):
     @property
     def halo(self) -> int:
         """Receptive-field radius of the kernels in LR pixels (the taps themselves reach 3)."""
-        return self.cell * (2 + 2 * len(self.body))
+        # a cell of the half resolution ends up to one LR pixel further out than it is reached
+        context = 0 if self.context is None else 4 * (len(self.context) - 4) + 1
+        return self.cell * (2 + 2 * len(self.body)) + context
 
     def heads(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Raw kernel and offset heads, ``(N, k*k, h, w)`` and ``(N, 2*k*k, h, w)``."""
         x = functional.leaky_relu(self.head(image - 0.5), 0.2)
+        if self.context is not None:
+            x = x + self.context(x)
         x = self.body(x)
         return self._last(self.weights, x), self._last(self.offsets, x)
 
@@ -243,6 +263,8 @@ class EDSR(nn.Module):
         conditioned: the network is told the quality at which LR was stored, and a small
             perceptron turns it into a gain for every feature of every block's residual: one
             network then serves all qualities. Ours, not the paper's.
+        stride: LR pixels a feature stands for a side; with 2, LR's sides must be even. At scale 1
+            it makes the network as fast as at scale 2.
     """
 
     def __init__(
@@ -252,14 +274,16 @@ class EDSR(nn.Module):
         blocks: int = 32,
         residual_scale: float = 1.0,
         conditioned: bool = False,
+        stride: int = 1,
     ) -> None:
         super().__init__()
         self.scale = scale
-        self.head = nn.Conv2d(3, width, 3, padding=1)
+        self.stride = stride
+        self.head = nn.Conv2d(3, width, stride + 2, stride=stride, padding=1)
         self.body = nn.Sequential(
             *(_ResidualBlock(width, nn.ReLU(), residual_scale) for _ in range(blocks)),
         )
-        self.tail = nn.Conv2d(width, 3 * scale**2, 3, padding=1)
+        self.tail = nn.Conv2d(width, 3 * (scale * stride) ** 2, 3, padding=1)
         self.skip = nn.Conv2d(3, 3 * scale**2, 5)
         self.condition: nn.Sequential | None = None
         if conditioned:
@@ -279,7 +303,7 @@ class EDSR(nn.Module):
     @property
     def halo(self) -> int:
         """Receptive-field radius in LR pixels."""
-        return 2 + 2 * len(self.body)
+        return self.stride * (2 + 2 * len(self.body))
 
     def forward(self, image: Tensor, quality: Tensor | None = None) -> Tensor:
         """LR ``(N, 3, h, w)`` in [0, 1] to HR ``(N, 3, s*h, s*w)``, not clamped.
@@ -299,7 +323,10 @@ class EDSR(nn.Module):
                 y = y + gain * block.residual(y)  # type: ignore[operator]
         x = self.tail(x + y)
         around = self.skip(functional.pad(image, (2, 2, 2, 2), mode="replicate"))
-        return functional.pixel_shuffle(x + around, self.scale)
+        if self.stride == 1:
+            return functional.pixel_shuffle(x + around, self.scale)
+        x = functional.pixel_shuffle(x, self.scale * self.stride)
+        return x + functional.pixel_shuffle(around, self.scale)
 
 
 def _bicubic_phases(scale: int) -> Tensor:

@@ -86,6 +86,8 @@ def export(
             "kernel": downscaler.kernel,
             "convex": recipe.downscaler.convex,
             "cell": recipe.downscaler.cell,
+            "context": recipe.downscaler.context,
+            "context_width": recipe.downscaler.context_width,
         }
     else:
         graph = unscaled_graph()
@@ -102,6 +104,7 @@ def export(
             "blocks": recipe.upscaler.blocks,
             "residual_scale": recipe.upscaler.residual_scale,
             "conditioned": recipe.upscaler.conditioned,
+            "stride": recipe.upscaler.stride,
         },
     }
     families = {"downscaler": recipe.downscaler.family, "upscaler": recipe.upscaler.family}

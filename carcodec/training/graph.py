@@ -98,12 +98,14 @@ def _blocks(
     activation: str,
     scale: float = 1.0,
     gains: list[str] | None = None,
+    names: str = "body.{}",
 ) -> str:
     attributes: dict[str, Any] = {"alpha": 0.2} if activation == "LeakyRelu" else {}
     for i in range(count):
-        y = graph.conv(x, f"body.{i}.first", padding=1)
+        name = names.format(i)
+        y = graph.conv(x, f"{name}.first", padding=1)
         y = graph.op(activation, y, **attributes)
-        y = graph.conv(y, f"body.{i}.second", padding=1)
+        y = graph.conv(y, f"{name}.second", padding=1)
         if scale != 1:
             y = graph.op("Mul", y, graph.constant(scale))
         if gains:
@@ -118,7 +120,8 @@ def upscaler_graph(network: EDSR) -> onnx.ModelProto:
     A conditioned network has a second input, ``quality`` (1,), in [0, 1].
     """
     graph = _Graph(dict(network.named_parameters()))
-    x = graph.conv(graph.op("Sub", "lr", graph.constant(0.5)), "head", padding=1)
+    x = graph.op("Sub", "lr", graph.constant(0.5))
+    x = graph.conv(x, "head", network.stride, padding=1)
     first: Any = network.body[0]
     blocks, width = len(network.body), network.head.out_channels
     sources: list[tuple[str, list[Any]]] = [("lr", [1, 3, "h", "w"])]
@@ -136,7 +139,14 @@ def upscaler_graph(network: EDSR) -> onnx.ModelProto:
     y = graph.conv(graph.op("Add", x, y), "tail", padding=1)
     pads = graph.constant([0, 0, 2, 2, 0, 0, 2, 2], np.int64)
     around = graph.conv(graph.op("Pad", "lr", pads, mode="edge"), "skip")
-    graph.op("DepthToSpace", graph.op("Add", y, around), blocksize=network.scale, mode="CRD")
+    if network.stride == 1:
+        y = graph.op("Add", y, around)
+        graph.op("DepthToSpace", y, blocksize=network.scale, mode="CRD")
+    else:
+        y = graph.op("DepthToSpace", y, blocksize=network.scale * network.stride, mode="CRD")
+        if network.scale > 1:
+            around = graph.op("DepthToSpace", around, blocksize=network.scale, mode="CRD")
+        graph.op("Add", y, around)
     return graph.model("upscaler", sources, ("hr", [1, 3, "H", "W"]), [])
 
 
@@ -149,6 +159,13 @@ def downscaler_graph(network: ResamplerNet) -> onnx.ModelProto:
     stride = network.cell * network.scale
     x = graph.op("Sub", "hr", graph.constant(0.5))
     x = graph.op("LeakyRelu", graph.conv(x, "head", stride, stride), alpha=0.2)
+    if network.context is not None:
+        count = len(network.context) - 4
+        y = graph.op("LeakyRelu", graph.conv(x, "context.0", 2), alpha=0.2)
+        for i in range(count):
+            y = _blocks(graph, y, 1, "LeakyRelu", names=f"context.{i + 2}")
+        y = graph.conv(y, f"context.{count + 2}")
+        x = graph.op("Add", x, graph.op("DepthToSpace", y, blocksize=2, mode="CRD"))
     x = _blocks(graph, x, len(network.body), "LeakyRelu")
     heads = []
     for branch in ("weights", "offsets"):

@@ -112,12 +112,14 @@ class _Trainer:
 
         With a storage codec, per sample, (MSE + rate * step² * bits per LR pixel) / (step² / 12)
         stands for eq. 8: 0.1155 step² is what a bit is worth where a fine quantiser of that step
-        is best. With the real codec it is log MSE, so that every quality counts in dB.
+        is best. Where the real codec trains the upscaler alone it is log(MSE + step² / 24), so that
+        every quality counts in dB, and flat patches do not outweigh the rest.
         """
         schedule, scale = self.schedule, self.recipe.scale
+        alone = schedule.real and not self._downscaler_learns
         total = image.new_zeros(())
         if isinstance(self.downscaler, car.ResamplerNet):
-            with self._autocast(), torch.set_grad_enabled(not schedule.real):
+            with self._autocast(), torch.set_grad_enabled(not alone):
                 heads = self.downscaler.heads(image)
             weights = car.normalised_weights(heads[0].float(), self.downscaler.convex)
             offsets = car.bounded_offsets(heads[1].float(), scale)
@@ -131,10 +133,12 @@ class _Trainer:
                     image, scale_factor=1 / scale, mode="bicubic", antialias=True
                 )
                 total = total + schedule.guide * (small - guide).abs().mean()
+            if schedule.bounds:
+                total = total + schedule.bounds * (small - small.detach().clamp(0, 1)).abs().mean()
         else:
             small = self.downscaler(image)
-        quality = None
-        if schedule.real:
+        quality, plain_small = None, small.detach()
+        if alone:
             small, quality = self._stored(small)
         elif schedule.codec in ("", "lossless"):
             small = self._rounded(small)
@@ -143,12 +147,18 @@ class _Trainer:
         else:
             coded, step, quality = self._proxied(small)
             small = self._rounded(coded.image)
+            if schedule.real:  # the codec's own result, with the proxy's gradient
+                quality = (quality * 100).round()
+                stored = _through(schedule.codec, plain_small, quality)
+                small = small + (stored - small).detach()
+                quality = quality / 100
             total = total + 12 * schedule.rate * coded.bits.mean()
         with self._autocast():
             restored = self.upscaler(small, quality)
         error = restored.float() - image
-        if schedule.real:
-            far = (error.square().mean((1, 2, 3)) + 1e-6).log().mean()
+        if alone:
+            floor = (self._steps(quality * 100) / 255).square() / 24
+            far = (error.square().mean((1, 2, 3)) + floor).log().mean()
         elif quality is not None:
             far = (12 * (error * 255 / step.view(-1, 1, 1, 1)).square()).mean()
         elif schedule.loss == "mse":
@@ -158,6 +168,11 @@ class _Trainer:
             far = error.abs().mean()  # eq. 8
         loss: Tensor = total + far
         return loss
+
+    @property
+    def _downscaler_learns(self) -> bool:
+        """A rate of 0 freezes it, and at scale 1 there is nothing to learn."""
+        return self.schedule.downscaler_rate > 0 and isinstance(self.downscaler, car.ResamplerNet)
 
     def _rounded(self, small: Tensor) -> Tensor:
         """LR as 8 bits hold it; gradients by eq. 7."""
@@ -171,16 +186,20 @@ class _Trainer:
     def _proxied(self, small: Tensor) -> tuple[proxies.Coded, Tensor, Tensor]:
         """LR through the codec's proxy, its steps in levels, and its qualities in [0, 1]."""
         codec, quality = self.schedule.codec, self._drawn(len(small))
+        step = self._steps(quality)
         if codec != "jpeg2000":
-            step = quality.new_tensor([proxies.dct_step(codec, float(q)) for q in quality])
             return proxies.dct_codec(small, step, **proxies.SHAPES[codec]), step, quality / 100
-        # JPEG 2000's quality is a PSNR (20 dB and 0.4 dB a step): take the step that should give
-        # it, then the quality that it gave
-        step = 12**0.5 * 255 / 10 ** ((20 + 0.4 * quality) / 20)
+        # take the quality that the step gave
         coded = proxies.wavelet_codec(small, step)
         error = (coded.image - small).detach().square().mean((1, 2, 3))
         quality = (-10 * torch.log10(error + 1e-10) - 20) / 40
         return coded, step, quality.clamp(0, 1)
+
+    def _steps(self, quality: Tensor) -> Tensor:
+        """About the storage codec's steps in levels at qualities ``(N,)`` in 0…100."""
+        if self.schedule.codec == "jpeg2000":  # its quality is a PSNR: 20 dB and 0.4 dB a step
+            return 12**0.5 * 255 / 10 ** ((20 + 0.4 * quality) / 20)
+        return quality.new_tensor([proxies.dct_step(self.schedule.codec, float(q)) for q in quality])
 
     @torch.no_grad()
     def _stored(self, small: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,16 +285,21 @@ class _Trainer:
         atomic.write(path, buffer.getvalue())
 
     def start_from(self, path: Path) -> None:
-        """Take another run's averaged weights as the starting point.
+        """Take another run's averaged weights as the starting point, as far as they fit.
 
-        A conditioned upscaler may start from one that is not: its gains are then 1.
+        What that run lacks or has in another size starts afresh: a conditioned upscaler may start
+        from one that is not (its gains are then 1), another scale from the features of this one,
+        a downscaler of any size from bicubic.
+
+        Raises:
+            TrainingError: fewer than half of the upscaler's weights fit.
         """
-        state = load_checkpoint(path)
-        fresh = {k: v for k, v in self._weights().items() if ".condition." in k}
-        try:
-            self._put(fresh | state["average"])
-        except (KeyError, RuntimeError) as error:
-            raise TrainingError(f"{path} holds networks of other sizes than the recipe") from error
+        own, other = self._weights(), load_checkpoint(path)["average"]
+        fits = {k: v for k, v in other.items() if k in own and own[k].shape == v.shape}
+        taken = sum(v.numel() for k, v in fits.items() if k.startswith("upscaler"))
+        if taken < sum(p.numel() for p in self.upscaler.parameters()) / 2:
+            raise TrainingError(f"{path} holds an upscaler of another size than the recipe's")
+        self._put(own | fits)
         self.average = {k: v.clone() for k, v in self._weights().items()}
 
     def restore(self, path: Path) -> None:

@@ -26,17 +26,20 @@ class DownscalerRecipe:
     head_width: int = 256
     convex: bool = True
     cell: int = 2
+    context: int = 0
+    context_width: int = 64
 
 
 @dataclass(frozen=True)
 class UpscalerRecipe:
-    """EDSR's size: ``width`` channels, ``blocks`` residual blocks, told the quality or not."""
+    """EDSR's options: see :class:`carcodec.networks.car.EDSR`."""
 
     family: str = "edsr"
     width: int = 256
     blocks: int = 32
     residual_scale: float = 1.0
     conditioned: bool = False
+    stride: int = 1
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,9 @@ class Schedule:
 
     ``codec`` trains for that storage codec: LR passes through its proxy at a quality drawn between
     ``quality_low`` and ``quality_high`` for each sample, and the loss becomes distortion plus
-    ``rate`` times bits (see :meth:`.loop._Trainer.loss`). With ``real`` the codec itself stands in
-    the loop, and the upscaler alone learns. ``lossless`` adds ``rate`` times the bits that
+    ``rate`` times bits (see :meth:`.loop._Trainer.loss`). With ``real`` the codec itself gives LR
+    back, and the proxy only its gradient and the bits; with a ``downscaler_rate`` of 0 as well, the
+    upscaler learns alone. ``bounds`` weighs an L1 distance of LR from [0, 1]. ``lossless`` adds ``rate`` times the bits that
     lossless storage would take to the plain loss.
     """
 
@@ -69,6 +73,7 @@ class Schedule:
     offset: float = 0.0
     tv: float = 0.0
     guide: float = 0.0
+    bounds: float = 0.0
     soft_round: float = 0.5
     codec: str = ""
     quality_low: float = 10.0
@@ -139,8 +144,12 @@ def load_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path} [training]: real needs a lossy codec")
     if not 0 <= recipe.training.quality_low <= recipe.training.quality_high <= 100:
         raise RecipeError(f"{path} [training]: qualities must be ordered and from 0 to 100")
+    if recipe.upscaler.stride not in (1, 2):
+        raise RecipeError(f"{path} [upscaler]: stride must be 1 or 2")
     if recipe.downscaler.cell not in (1, 2):
         raise RecipeError(f"{path} [downscaler]: cell must be 1 or 2")
+    if recipe.downscaler.context and recipe.downscaler.cell != 1:
+        raise RecipeError(f"{path} [downscaler]: context wants cell = 1")
     return recipe
 
 
