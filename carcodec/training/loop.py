@@ -197,9 +197,10 @@ class _Trainer:
 
     def _steps(self, quality: Tensor) -> Tensor:
         """About the storage codec's steps in levels at qualities ``(N,)`` in 0…100."""
-        if self.schedule.codec == "jpeg2000":  # its quality is a PSNR: 20 dB and 0.4 dB a step
+        codec = self.schedule.codec
+        if codec == "jpeg2000":  # its quality is a PSNR: 20 dB and 0.4 dB a step
             return 12**0.5 * 255 / 10 ** ((20 + 0.4 * quality) / 20)
-        return quality.new_tensor([proxies.dct_step(self.schedule.codec, float(q)) for q in quality])
+        return quality.new_tensor([proxies.dct_step(codec, float(q)) for q in quality])
 
     @torch.no_grad()
     def _stored(self, small: Tensor) -> tuple[Tensor, Tensor]:
