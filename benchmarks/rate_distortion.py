@@ -56,7 +56,7 @@ def jpeg2000(level: float) -> Coder:
 def avif(level: int, sampling: str) -> Coder:
     def run(image: np.ndarray) -> tuple[int, np.ndarray]:
         data = imagecodecs.avif_encode(
-            image, level=level, speed=6, pixelformat=sampling, numthreads=1
+            image, level=level, speed=6, pixelformat=sampling, numthreads=2
         )
         return len(data), imagecodecs.avif_decode(data)
 

@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from carcodec import codec, container, files, metrics, pixels, rate, storage, zoo
+from carcodec import codec, container, dial, files, metrics, pixels, rate, storage, zoo
 from carcodec.errors import CarcodecError, MissingDependencyError
 
 __all__ = ["app", "main"]
@@ -73,17 +73,22 @@ def _root(
 def encode(
     inputs: Inputs,
     output: Output = None,
-    model: Annotated[str | None, typer.Option(help="Model; see `carcodec models list`.")] = None,
-    scale: Annotated[int | None, typer.Option(help="Pick the CAR model of this scale.")] = None,
+    model: Annotated[str, typer.Option(help="auto, or one of `carcodec models list`.")] = "auto",
+    scale: Annotated[str, typer.Option(help="auto, or how much smaller: 1, 2, …")] = "auto",
     storage_codec: Annotated[
-        str, typer.Option("--storage", help=f"Codec of the small image: {_STORAGES}.")
-    ] = codec.DEFAULT_STORAGE,
+        str, typer.Option("--storage", help=f"Codec of the small image: auto, {_STORAGES}.")
+    ] = "auto",
     quality: Annotated[
-        int | None,
-        typer.Option(min=0, max=100, help="Store the small image lossily, 0…100. [lossless]"),
+        float | None,
+        typer.Option(
+            min=0,
+            max=100,
+            help=f"0…100, a dial over all scales; the storage codec's own where "
+            f"the model or scale is given. [{dial.DEFAULT_QUALITY}]",
+        ),
     ] = None,
     lossless: Annotated[
-        bool, typer.Option("--lossless", help="Store the small image losslessly (the default).")
+        bool, typer.Option("--lossless", help="Store the small image losslessly.")
     ] = False,
     max_bytes: Annotated[
         int | None, typer.Option(min=1, help="Best quality in at most so many bytes.")
@@ -100,6 +105,12 @@ def encode(
     alpha_quality: Annotated[
         int | None, typer.Option(min=0, max=100, help="Store alpha lossily. [lossless]")
     ] = None,
+    effort: Annotated[
+        int,
+        typer.Option(
+            min=0, max=9, help="Time for bytes: from 6 other scales are tried, from 7 refined."
+        ),
+    ] = storage.DEFAULT_EFFORT,
     engine: Engine = "auto",
     threads: Threads = 0,
     check: Annotated[bool, typer.Option("--check", help="Decode again, report PSNR/SSIM.")] = False,
@@ -118,18 +129,21 @@ def encode(
     given = [dial for dial, value in dials.items() if value is not None]
     if len(given) > 1:
         raise typer.BadParameter(f"{' and '.join(given)} exclude each other")
-    name = _model_name(model, scale)
-    chosen = storage.by_name(storage_codec)
-    if given and given != ["--lossless"] and not chosen.lossy:
-        raise typer.BadParameter(f"{chosen.title} is lossless only: leave {given[0]} out")
+    wanted = _scale(model, scale)
+    if storage_codec != "auto" and given and given != ["--lossless"]:
+        chosen = storage.by_name(storage_codec)
+        if not chosen.lossy:
+            raise typer.BadParameter(f"{chosen.title} is lossless only: leave {given[0]} out")
 
     def one(source: str, target: str, report: Callable[[float], None]) -> str:
         start = time.perf_counter()
         photo = files.read_photo(source)
         options: dict[str, Any] = {
-            "model": name,
+            "model": model,
+            "scale": wanted,
             "storage_codec": storage_codec,
             "alpha_quality": alpha_quality,
+            "effort": effort,
             "engine": engine,
             "threads": threads,
             "progress": report,
@@ -147,15 +161,17 @@ def encode(
         if goals:
             encoded = rate.meet(photo, goals[0], **options).encoded
         else:
-            encoded = codec.encode(photo, quality=quality, **options)
+            asked: dial.Quality = None if lossless else "auto" if quality is None else quality
+            encoded = rate.encode(photo, quality=asked, **options)
         seconds = time.perf_counter() - start
         scores = _check(photo, encoded.data, engine, threads) if check else ""
         files.write_bytes(target, encoded.data, overwrite)
         header = encoded.header
-        stored = "lossless" if header.lossless_lr else f"quality {header.quality}"
+        stored = storage.by_number(header.storage).name
+        stored += " lossless" if header.lossless_lr else f" quality {header.quality}"
         return (
             f"{header.width}×{header.height} {header.mode_name}, {header.model}, "
-            f"{storage_codec} {stored}: {len(encoded.data):,} bytes, {encoded.bpp:.3f} bpp, "
+            f"{stored}: {len(encoded.data):,} bytes, {encoded.bpp:.3f} bpp, "
             f"{seconds:.1f} s{scores}"
         )
 
@@ -380,19 +396,18 @@ def pillow_autoload(
     typer.echo(autoload.switch(state))
 
 
-def _model_name(model: str | None, scale: int | None) -> str:
-    if model is not None and scale is not None:
+def _scale(model: str, scale: str) -> int:
+    """The scale asked for, 0 for auto, checked against what is installed."""
+    if scale == "auto":
+        return 0
+    if model != "auto":
         raise typer.BadParameter("--model and --scale exclude each other")
-    if scale is None:
-        return model or codec.DEFAULT_MODEL
-    names = sorted({c.name for c in zoo.installed() if c.scale == scale})
-    if not names:
-        have = sorted({c.scale for c in zoo.installed()})
+    have = sorted({c.scale for c in zoo.installed()})
+    if not scale.isdecimal() or int(scale) not in have:
         raise typer.BadParameter(
-            f"no installed model has scale {scale}; there are {', '.join(map(str, have))}"
+            f"no installed model has scale {scale}; there are auto, {', '.join(map(str, have))}"
         )
-    plain = f"car-x{scale}"
-    return plain if plain in names else names[0]
+    return int(scale)
 
 
 def _each(

@@ -69,14 +69,15 @@ def encode(
     *,
     model: str = DEFAULT_MODEL,
     storage_codec: str = DEFAULT_STORAGE,
-    quality: int | None = None,
+    quality: float | None = None,
     alpha_quality: int | None = None,
     engine: str = "auto",
     threads: int = 0,
     tile: int = 0,
+    effort: int = storage.DEFAULT_EFFORT,
     progress: Report = _quiet,
 ) -> Encoded:
-    """Encode a Pillow image, a uint8/uint16 array, or a :class:`carcodec.pixels.Photo`.
+    """Encode at one setting, all of it said; :func:`carcodec.encode` chooses what is left open.
 
     Args:
         photo: see :func:`carcodec.pixels.from_image` and :func:`~carcodec.pixels.from_array`
@@ -87,6 +88,7 @@ def encode(
         alpha_quality: 0…100 stores alpha lossily as WebP; ``None`` losslessly.
         engine, threads: what runs the network, and on how many threads everything; 0 is all.
         tile: window side in LR pixels; 0 chooses. It never changes the result.
+        effort: the storage codec's, 0…9.
         progress: called with the finished share, 0…1.
 
     Raises:
@@ -103,7 +105,7 @@ def encode(
         tile=tile,
         progress=progress,
     )
-    return store(prepared, chosen.name, quality, threads)
+    return store(prepared, chosen.name, quality, threads, effort)
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,11 @@ def prepare(
 
 
 def store(
-    prepared: Prepared, storage_codec: str, quality: float | None = None, threads: int = 0
+    prepared: Prepared,
+    storage_codec: str,
+    quality: float | None = None,
+    threads: int = 0,
+    effort: int = storage.DEFAULT_EFFORT,
 ) -> Encoded:
     """The second half of :func:`encode`. The header records ``quality`` as a whole number.
 
@@ -177,7 +183,7 @@ def store(
     )
     file = container.Carimg(
         header,
-        codec.encode(prepared.small, quality, threads),
+        codec.encode(prepared.small, quality, threads, effort),
         prepared.alpha,
         prepared.alpha_storage,
         255 if prepared.alpha_quality is None else prepared.alpha_quality,
@@ -380,7 +386,10 @@ def restore(
     small = stored_image(file, threads)
     size = (header.width, header.height)
     quality = None if header.lossless_lr else header.quality
-    colour = upscale(small, size, header.bits, card, engine, threads, tile, progress, quality)
+    colour: pixels.Plane = small
+    if card.scale > 1 or quality is not None or header.bits == 16:
+        # else nothing was lost that a network could restore
+        colour = upscale(small, size, header.bits, card, engine, threads, tile, progress, quality)
     alpha = _alpha(file, threads)
     if alpha is None and header.has_alpha:
         alpha = np.full(colour.shape[:2], 255, np.uint8)

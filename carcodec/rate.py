@@ -1,28 +1,33 @@
-"""Find the setting that meets a target: a file size, or a quality of the restored photo.
+"""Choose a setting and encode: by the quality dial, or to meet a size or a quality.
 
-The storage codec's quality is searched over real encodes of one LR image, each quality at most
-once; the downscaler runs once.
+Targets are met by searching the storage codec's quality over real encodes, each quality at most
+once; the downscaler runs once for each model that is tried.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from carcodec import codec, metrics, pixels, storage
+from carcodec import codec, dial, metrics, pixels, storage
+from carcodec.dial import AUTO, Quality
 from carcodec.errors import CarcodecError, StorageError
 
-__all__ = ["Target", "TargetError", "Trial", "meet"]
+__all__ = ["ALTERNATIVES", "REFINEMENT", "Target", "TargetError", "Trial", "encode", "meet"]
 
 Report = Callable[[float], None]
+Picture = Image.Image | NDArray[Any] | pixels.Photo
 
 SLACK = 0.03  # a file may be this much smaller than its byte target
-_STEPS = {"bytes": SLACK, "psnr": 0.05, "ssim": 0.001}
+ALTERNATIVES = 6  # the effort from which other models are tried,
+REFINEMENT = 7  # and LR is refined; see _STEPS
+_STEPS = {7: 10, 8: 25, 9: 60}
+_NEAR = {"bytes": SLACK, "psnr": 0.05, "ssim": 0.001}
 _MOST_TRIALS = 14
 
 
@@ -40,63 +45,269 @@ class Target:
 
 @dataclass(frozen=True)
 class Trial:
-    """One real encode: its quality (``None`` is lossless), the file, and PSNR or SSIM if asked."""
+    """One real encode.
+
+    Attributes:
+        quality: the storage codec's; ``None`` is lossless.
+        encoded: the file.
+        score: its bytes, PSNR or SSIM, whichever the target is about.
+    """
 
     quality: float | None
     encoded: codec.Encoded
     score: float
 
 
-def meet(
-    photo: Image.Image | NDArray[Any] | pixels.Photo,
-    target: Target,
+def encode(
+    photo: Picture,
     *,
-    model: str = codec.DEFAULT_MODEL,
-    storage_codec: str = codec.DEFAULT_STORAGE,
+    quality: Quality = AUTO,
+    model: str = AUTO,
+    scale: int = 0,
+    storage_codec: str = AUTO,
     alpha_quality: int | None = None,
     engine: str = "auto",
     threads: int = 0,
+    effort: int = storage.DEFAULT_EFFORT,
+    progress: Report = lambda share: None,
+) -> codec.Encoded:
+    """Encode a Pillow image, a uint8/uint16 array, or a :class:`carcodec.pixels.Photo`.
+
+    Args:
+        photo: see :func:`carcodec.pixels.from_image` and :func:`~carcodec.pixels.from_array`
+            for the modes and shapes accepted.
+        quality: 0…100; ``None`` stores the small image losslessly. What the number means is
+            said at :func:`carcodec.dial.settle`.
+        model: an installed model, of which the newest version is taken, or ``auto``.
+        scale: 0 leaves it open.
+        storage_codec: png, jpegls, jpeg2000, jpegxl, avif, webp or ``auto``.
+        alpha_quality: 0…100 stores alpha lossily as WebP; ``None`` losslessly.
+        engine, threads: what runs the networks, and on how many threads everything; 0 is all.
+        effort: 0…9. Up to 5 it is the storage codec's; from 6 on the other models of the same
+            storage codec are tried at the same size; from 7 on the small image is refined by
+            gradient steps through the upscaler, which needs the torch extra and minutes.
+        progress: called with the finished share, 0…1.
+
+    Raises:
+        ImageError, LimitError: the picture cannot be taken.
+        ModelNotFoundError, EngineError, StorageError: as their names say.
+        MissingDependencyError: the effort needs an extra that is not installed.
+    """
+    setting = dial.settle(model, storage_codec, scale, quality)
+    taken = _taken(photo)
+    run: dict[str, Any] = {"alpha_quality": alpha_quality, "engine": engine, "threads": threads}
+    search = _Search(taken, run, effort, progress)
+    if effort < ALTERNATIVES or setting.quality is None:
+        return search.encode(setting)
+    others = [setting.model]
+    if model == AUTO:
+        others += [m for m in dial.branches(setting.storage, scale) if m != setting.model]
+    search.share = 1 / len(others)
+    first = search.encode(setting)
+    best = search.best(
+        search.at_most(len(first.data), name, setting.storage) for name in others[1:]
+    )
+    mine = Trial(setting.quality, first, search.psnr(first))
+    if best is not None and best.score > mine.score:
+        mine = best
+    return search.refined(mine, len(first.data)).encoded
+
+
+def meet(
+    photo: Picture,
+    target: Target,
+    *,
+    model: str = AUTO,
+    scale: int = 0,
+    storage_codec: str = AUTO,
+    alpha_quality: int | None = None,
+    engine: str = "auto",
+    threads: int = 0,
+    effort: int = storage.DEFAULT_EFFORT,
     progress: Report = lambda share: None,
 ) -> Trial:
-    """Encode ``photo`` so that it just meets ``target``; other arguments as codec.encode's.
+    """Encode ``photo`` so that it just meets ``target``; other arguments as :func:`encode`'s.
 
-    A byte target is never exceeded, and met within 3 % where the codec's steps allow (AVIF and
-    WebP have whole qualities only, and JPEG 2000's sizes jump on images of a few kilobytes). Of
-    the files that reach a PSNR or SSIM the search keeps the smallest it met. Lossless storage
+    Where model and scale are open, every model trained for the storage codec is tried: the best
+    PSNR within a byte target wins, or the smallest file that reaches a quality. A byte target is
+    never exceeded, and met within 3 % where the codec's steps allow (AVIF and WebP have whole
+    qualities only, and JPEG 2000's sizes jump on images of a few kilobytes). Lossless storage
     counts as the highest quality.
 
     Raises:
         TargetError: out of reach; says what the nearest is.
         StorageError: the storage codec is lossless only.
     """
-    chosen = storage.by_name(storage_codec)
-    if not chosen.lossy:
-        raise StorageError(f"{chosen.title} is lossless only: it has no quality to search")
-    prepared = codec.prepare(
-        photo,
-        model=model,
-        alpha_quality=alpha_quality,
-        engine=engine,
-        threads=threads,
-        progress=lambda share: progress(0.5 * share),
-    )
-    trials: dict[float | None, Trial] = {}
+    setting = dial.settle(model, storage_codec, scale)
+    if not storage.by_name(setting.storage).lossy:
+        title = storage.by_name(setting.storage).title
+        raise StorageError(f"{title} is lossless only: it has no quality to search")
+    run: dict[str, Any] = {"alpha_quality": alpha_quality, "engine": engine, "threads": threads}
+    search = _Search(_taken(photo), run, effort, progress)
+    names = dial.branches(setting.storage, scale) if model == AUTO else []
+    names = names or [setting.model]
+    search.share = 1 / len(names)
+    found: list[Trial] = []
+    refused: list[TargetError] = []
+    for name in names:
+        try:
+            found.append(search.meet(target, name, setting.storage, storage_codec == AUTO))
+        except TargetError as error:
+            refused.append(error)
+    progress(1.0)
+    if not found:
+        # the smallest scale reaches furthest up, the largest furthest down
+        raise refused[0 if target.kind == "bytes" else -1]
+    if target.kind != "bytes":
+        best = min(found, key=lambda trial: len(trial.encoded.data))
+    elif len(found) > 1:
+        best = max(found, key=lambda trial: search.psnr(trial.encoded))
+    else:
+        best = found[0]
+    if effort < REFINEMENT or best.quality is None:
+        return best
+    return search.refined(best, len(best.encoded.data), target)
 
-    def attempt(quality: float | None) -> Trial:
-        if quality not in trials:
-            encoded = codec.store(prepared, storage_codec, quality, threads)
+
+def _taken(photo: Picture) -> pixels.Photo:
+    if isinstance(photo, Image.Image):
+        return pixels.from_image(photo)
+    return photo if isinstance(photo, pixels.Photo) else pixels.from_array(photo)
+
+
+class _Search:
+    """Encodes of one photo: LR of each model is made once, each setting stored once."""
+
+    def __init__(
+        self, photo: pixels.Photo, run: dict[str, Any], effort: int, progress: Report
+    ) -> None:
+        if not 0 <= effort <= 9:
+            raise StorageError(f"effort must be from 0 to 9, not {effort}")
+        if effort >= REFINEMENT:
+            from carcodec import refine
+
+            refine.require()
+        self.photo, self.run, self.effort, self.report = photo, run, effort, progress
+        self.alpha_quality = run.pop("alpha_quality")
+        self.small: dict[str, codec.Prepared] = {}
+        self.stored: dict[tuple[str, str, float | None], codec.Encoded] = {}
+        self.share = 1.0  # of the progress, for one model
+        self.done = 0.0
+
+    def prepared(self, model: str, share: float = 1.0) -> codec.Prepared:
+        if model not in self.small:
+            start = self.done
+
+            def report(part: float) -> None:
+                self.done = start + part * share * self.share
+                self.report(min(self.done, 1.0))
+
+            alpha = self.alpha_quality
+            self.small[model] = codec.prepare(
+                self.photo, model=model, alpha_quality=alpha, progress=report, **self.run
+            )
+        return self.small[model]
+
+    def encode(self, setting: dial.Setting) -> codec.Encoded:
+        key = (setting.model, setting.storage, setting.quality)
+        if key not in self.stored:
+            self.stored[key] = codec.store(
+                self.prepared(setting.model),
+                setting.storage,
+                setting.quality,
+                self.run["threads"],
+                self.effort,
+            )
+        return self.stored[key]
+
+    def restored(self, encoded: codec.Encoded) -> pixels.Plane:
+        return codec.restore(encoded.data, **self.run).colour
+
+    def psnr(self, encoded: codec.Encoded) -> float:
+        return metrics.psnr(self.photo.colour, self.restored(encoded))
+
+    def best(self, trials: Iterator[Trial | None]) -> Trial | None:
+        scored = [replace(t, score=self.psnr(t.encoded)) for t in trials if t is not None]
+        return max(scored, key=lambda t: t.score, default=None)
+
+    def at_most(self, size: int, model: str, storage_codec: str) -> Trial | None:
+        try:
+            return self.meet(Target("bytes", size), model, storage_codec)
+        except TargetError:
+            return None
+
+    def meet(
+        self, target: Target, model: str, storage_codec: str, any_storage: bool = False
+    ) -> Trial:
+        """One model's search; ``any_storage`` takes the smallest lossless codec where it ends."""
+        self.prepared(model, 0.5)
+        tried = 0
+        start = self.done
+
+        def attempt(quality: float | None) -> Trial:
+            nonlocal tried
+            stored = "jpegxl" if quality is None and any_storage else storage_codec
+            encoded = self.encode(dial.Setting(model, stored, quality))
             score = float(len(encoded.data))
             if target.kind != "bytes":
-                restored = codec.restore(encoded.data, engine, threads)
                 measure = metrics.psnr if target.kind == "psnr" else metrics.ssim
-                score = measure(prepared.photo.colour, restored.colour)
-            trials[quality] = Trial(quality, encoded, score)
-            progress(0.5 + 0.5 * min(1.0, len(trials) / _MOST_TRIALS))
-        return trials[quality]
+                score = measure(self.photo.colour, self.restored(encoded))
+            tried += 1
+            self.done = start + 0.5 * self.share * min(1.0, tried / _MOST_TRIALS)
+            self.report(min(self.done, 1.0))
+            return Trial(quality, encoded, score)
 
-    found = _search(attempt, target, 1.0 if chosen.whole else 0.05)
-    progress(1.0)
-    return found
+        whole = storage.by_name(storage_codec).whole
+        return _search(_once(attempt), target, 1.0 if whole else 0.05)
+
+    def refined(self, trial: Trial, most: int, target: Target | None = None) -> Trial:
+        """The trial with LR refined, if that is better: a higher PSNR in at most ``most`` bytes.
+
+        Where the target is a quality, a smaller file that still reaches it.
+        """
+        steps = _STEPS.get(self.effort, 0)
+        header = trial.encoded.header
+        name = storage.by_number(header.storage).name
+        if not steps or trial.quality is None:
+            return trial
+        from carcodec import refine
+
+        original = self.prepared(header.model)
+        small = refine.refine(original, name, trial.quality, steps, self.run["threads"])
+        if small is None:
+            return trial
+        other = _Search(self.photo, {**self.run, "alpha_quality": None}, self.effort, self.report)
+        other.small[header.model] = replace(original, small=small)
+        if target is not None and target.kind != "bytes":
+            found = other.meet(target, header.model, name)
+            return found if len(found.encoded.data) < len(trial.encoded.data) else trial
+        best, score = trial, self.psnr(trial.encoded)
+        step = 1.0 if storage.by_name(name).whole else 0.5
+        quality = trial.quality
+        # its bytes differ a little at the same quality: the nearest qualities are tried, too
+        for moved in (0.0, -step, step, -2 * step, 2 * step):
+            if not 0 <= quality + moved <= 100:
+                continue
+            encoded = other.encode(dial.Setting(header.model, name, quality + moved))
+            if len(encoded.data) > most:
+                continue
+            found_score = self.psnr(encoded)
+            if found_score > score:
+                best, score = Trial(quality + moved, encoded, found_score), found_score
+        if target is not None:
+            return replace(best, score=float(len(best.encoded.data)))
+        return replace(best, score=score)
+
+
+def _once(attempt: Callable[[float | None], Trial]) -> Callable[[float | None], Trial]:
+    known: dict[float | None, Trial] = {}
+
+    def run(quality: float | None) -> Trial:
+        if quality not in known:
+            known[quality] = attempt(quality)
+        return known[quality]
+
+    return run
 
 
 def _search(attempt: Callable[[float | None], Trial], target: Target, finest: float) -> Trial:
@@ -122,7 +333,7 @@ def _search(attempt: Callable[[float | None], Trial], target: Target, finest: fl
             if above(exact):
                 return exact
             raise TargetError(_nearest(target, max(high, exact, key=lambda t: t.score), "best"))
-    step = _STEPS[target.kind]
+    step = _NEAR[target.kind]
     for _ in range(_MOST_TRIALS - 2):
         gap = target.value * step if by_size else step
         kept = low if by_size else high

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from carcodec.errors import MissingDependencyError, StorageError
 
-__all__ = ["STORAGES", "StorageCodec", "by_name", "by_number"]
+__all__ = ["DEFAULT_EFFORT", "STORAGES", "StorageCodec", "by_name", "by_number"]
 
 Pixels = NDArray[np.uint8]
+
+DEFAULT_EFFORT = 3
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,21 @@ class StorageCodec:
     lossy: bool
     extension: str
     max_side: int
-    _encode: Callable[[Any, Pixels, float | None, int], bytes]
+    _encode: Callable[[Any, Pixels, float | None, int, int], bytes]
     _decode: Callable[[Any, bytes, Pixels, int], Pixels]
     _size: Callable[[bytes], tuple[int, int] | None] = lambda data: None
     whole: bool = False
 
-    def encode(self, image: Pixels, quality: float | None = None, threads: int = 0) -> bytes:
+    def encode(
+        self,
+        image: Pixels,
+        quality: float | None = None,
+        threads: int = 0,
+        effort: int = DEFAULT_EFFORT,
+    ) -> bytes:
         """The codestream of ``image``, the same for any number of threads; 0 is all cores.
+
+        ``effort`` 0…9 trades time for bytes, where the codec can: AVIF and JPEG XL.
 
         Raises:
             StorageError: the codec has no lossy mode, the image is too large for it, or it failed.
@@ -70,7 +80,9 @@ class StorageCodec:
         codecs = _imagecodecs()
         try:
             return bytes(
-                self._encode(codecs, np.ascontiguousarray(image), quality, threads or _CORES)
+                self._encode(
+                    codecs, np.ascontiguousarray(image), quality, threads or _CORES, effort
+                )
             )
         except Exception as error:
             raise self._failure("encode", error) from error
@@ -151,11 +163,15 @@ def _through_rgb(decode: Callable[[Pixels], Any], out: Pixels) -> Pixels:
     return np.ascontiguousarray(rgb[..., 1])
 
 
-def _png_encode(codecs: Any, image: Pixels, quality: float | None, threads: int) -> bytes:
+def _png_encode(
+    codecs: Any, image: Pixels, quality: float | None, threads: int, effort: int
+) -> bytes:
     return bytes(codecs.png_encode(image, level=9))
 
 
-def _jpegls_encode(codecs: Any, image: Pixels, quality: float | None, threads: int) -> bytes:
+def _jpegls_encode(
+    codecs: Any, image: Pixels, quality: float | None, threads: int, effort: int
+) -> bytes:
     return bytes(codecs.jpegls_encode(_subtract_green(image) if image.ndim == 3 else image))
 
 
@@ -172,7 +188,9 @@ def _jpegls_size(data: bytes) -> tuple[int, int]:
     return width, height
 
 
-def _jpeg2k_encode(codecs: Any, image: Pixels, quality: float | None, threads: int) -> bytes:
+def _jpeg2k_encode(
+    codecs: Any, image: Pixels, quality: float | None, threads: int, effort: int
+) -> bytes:
     # OpenJPEG's lossy quality is a target PSNR in dB: 0…100 is 20…60 dB.
     level = 0 if quality is None else 20 + 0.4 * quality
     # small images cannot carry six wavelet levels
@@ -198,26 +216,38 @@ def _jpeg2k_decode(codecs: Any, data: bytes, out: Pixels, threads: int) -> Pixel
     return np.asarray(codecs.jpeg2k_decode(data, numthreads=threads, out=out))
 
 
-def _jpegxl_encode(codecs: Any, image: Pixels, quality: float | None, threads: int) -> bytes:
+def _jpegxl_encode(
+    codecs: Any, image: Pixels, quality: float | None, threads: int, effort: int
+) -> bytes:
     options: dict[str, Any] = {"usecontainer": False, "numthreads": threads}
     if quality is None:
         # On LR images effort 6 is within 1 % of effort 7's size in 0.7 of its time.
-        return bytes(codecs.jpegxl_encode(image, lossless=True, effort=6, **options))
-    return bytes(codecs.jpegxl_encode(image, level=quality, lossless=False, effort=7, **options))
+        level = (3, 4, 5, 6, 6, 7, 7, 8, 8, 9)[effort]
+        return bytes(codecs.jpegxl_encode(image, lossless=True, effort=level, **options))
+    level = (3, 4, 5, 7, 7, 7, 8, 8, 9, 9)[effort]
+    return bytes(
+        codecs.jpegxl_encode(image, level=quality, lossless=False, effort=level, **options)
+    )
 
 
 def _jpegxl_decode(codecs: Any, data: bytes, out: Pixels, threads: int) -> Pixels:
     return np.asarray(codecs.jpegxl_decode(data, numthreads=threads, out=out))
 
 
-def _avif_encode(codecs: Any, image: Pixels, quality: float | None, threads: int) -> bytes:
-    # one thread always: the encoder's bytes depend on their number
+def _avif_encode(
+    codecs: Any, image: Pixels, quality: float | None, threads: int, effort: int
+) -> bytes:
+    # more than one thread always: the encoder's bytes tell one from several, not several from more
+    threads = max(threads, 2)
+    speed = (9, 8, 7, 6, 5, 4, 4, 3, 2, 1)[effort]
     if quality is None:
-        return bytes(codecs.avif_encode(image, level=100, speed=6, numthreads=1))
+        return bytes(codecs.avif_encode(image, level=100, speed=speed, numthreads=threads))
     # imagecodecs stores grey AVIF losslessly whatever the level, and level 100 means lossless
     level = min(round(quality), 99)
     return bytes(
-        codecs.avif_encode(_as_rgb(image), level=level, pixelformat="444", speed=6, numthreads=1)
+        codecs.avif_encode(
+            _as_rgb(image), level=level, pixelformat="444", speed=speed, numthreads=threads
+        )
     )
 
 
@@ -236,7 +266,9 @@ def _avif_decode(codecs: Any, data: bytes, out: Pixels, threads: int) -> Pixels:
     return image if image.ndim == 2 else np.ascontiguousarray(image[..., 1])
 
 
-def _webp_encode(codecs: Any, image: Pixels, quality: float | None, threads: int) -> bytes:
+def _webp_encode(
+    codecs: Any, image: Pixels, quality: float | None, threads: int, effort: int
+) -> bytes:
     rgb = _as_rgb(image)
     if quality is None:
         return bytes(codecs.webp_encode(rgb, lossless=True, method=6))

@@ -123,7 +123,10 @@ def _accept(prefix: bytes) -> bool:
 
 
 def save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
-    """Pillow's save handler: ``model, storage, quality, alpha_quality, engine, threads``."""
+    """Pillow's save handler: ``quality``, ``model``, ``scale``, ``storage``, ``effort``,
+    ``alpha_quality``, ``engine`` and ``threads`` as :func:`carcodec.rate.encode` takes them;
+    ``lossless=True`` is ``quality=None``.
+    """
     options = dict(image.encoderinfo)
     photo = image.copy()
     for key, name in (("exif", "exif"), ("icc_profile", "icc_profile"), ("xmp", "xmp")):
@@ -132,12 +135,16 @@ def save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
             photo.info[name] = value.tobytes() if hasattr(value, "tobytes") else value
             if key == "exif":
                 photo.getexif().load(photo.info[name])
-    known = {"model", "quality", "alpha_quality", "engine", "threads"}
+    known = {"quality", "model", "scale", "effort", "alpha_quality", "engine", "threads"}
     arguments = {k: v for k, v in options.items() if k in known}
     if "storage" in options:
         arguments["storage_codec"] = options["storage"]
+    if options.get("lossless"):
+        arguments["quality"] = None
+    from carcodec import rate
+
     try:
-        file.write(codec.encode(photo, **arguments).data)
+        file.write(rate.encode(photo, **arguments).data)
     except CarcodecError as error:
         raise OSError(str(error)) from error
 

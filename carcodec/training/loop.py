@@ -157,6 +157,7 @@ class _Trainer:
             restored = self.upscaler(small, quality)
         error = restored.float() - image
         if alone:
+            assert quality is not None
             floor = (self._steps(quality * 100) / 255).square() / 24
             far = (error.square().mean((1, 2, 3)) + floor).log().mean()
         elif quality is not None:

@@ -60,6 +60,12 @@ class ModelCard:
     folder: Path = Path()
 
     @property
+    def storage(self) -> str:
+        """The storage codec whose loss it was trained for, or "" where LR was lossless."""
+        codec = str(self.training.get("recipe", {}).get("codec", ""))
+        return "" if codec == "lossless" else codec
+
+    @property
     def digest(self) -> str:
         """SHA-256 over the two files' SHA-256 digests, hexadecimal."""
         both = bytes.fromhex(self.downscaler.sha256) + bytes.fromhex(self.upscaler.sha256)

@@ -1,0 +1,119 @@
+"""The quality dial, and what "auto" means: from what was asked for to a model and its storage.
+
+The dial walks the rate-distortion hull of the models that were trained for one storage codec:
+``zoo/dial.toml`` says which of them serves which part of it, at which qualities of the codec.
+It was measured once, on photos that no evaluation uses (benchmarks/dial.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from carcodec import storage, zoo
+from carcodec.errors import StorageError
+
+__all__ = ["AUTO", "DEFAULT_QUALITY", "Quality", "Setting", "branches", "settle"]
+
+AUTO: Final = "auto"
+DEFAULT_QUALITY = 60  # of the dial
+Quality = float | Literal["auto"] | None
+
+_LOSSLESS = "jpegxl"  # the smallest of the lossless codecs
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model, the codec that stores its LR, and that codec's quality (``None`` is lossless)."""
+
+    model: str
+    storage: str
+    quality: float | None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of the dial, ends included: ``model`` stored at ``quality[0]`` … ``quality[1]``."""
+
+    model: str
+    dial: tuple[float, float]
+    quality: tuple[float, float]
+
+
+def settle(
+    model: str = AUTO, storage_codec: str = AUTO, scale: int = 0, quality: Quality = AUTO
+) -> Setting:
+    """What to encode with, where the user leaves something open.
+
+    Args:
+        model: a model's name, which then needs no scale, or ``auto``.
+        storage_codec: a storage codec's name, or ``auto``: the one the model was trained for.
+        scale: 0 is open.
+        quality: ``None`` stores LR losslessly. A number turns the dial where model and scale are
+            open and models for the storage codec are installed; otherwise it is the storage
+            codec's own quality. ``auto`` is :data:`DEFAULT_QUALITY` for models trained for
+            the storage codec, lossless for others.
+
+    Raises:
+        ModelNotFoundError, StorageError: no such model, scale or storage codec.
+    """
+    open_quality = isinstance(quality, str)
+    given = None if isinstance(quality, str) else quality
+    if given is not None and not 0 <= given <= 100:
+        raise StorageError(f"quality must be from 0 to 100, not {quality}")
+    if storage_codec != AUTO:
+        storage_codec = storage.by_name(storage_codec).name
+    if model != AUTO:
+        made_for = zoo.find(model).storage
+        stored = made_for or _LOSSLESS if storage_codec == AUTO else storage_codec
+        if open_quality and made_for and stored == made_for:
+            given = DEFAULT_QUALITY
+        return Setting(model, stored, given)
+    wanted = _dials()[0] if storage_codec == AUTO else storage_codec
+    trained = branches(wanted, scale)
+    if not trained or (given is None and not open_quality):
+        return Setting(_plain(scale), _LOSSLESS if storage_codec == AUTO else storage_codec, given)
+    turned = float(DEFAULT_QUALITY if given is None else given)
+    parts = _dials()[1].get(wanted, ())
+    if scale or not parts:
+        return Setting(trained[-1], wanted, turned)
+    for part in parts:
+        if turned <= part.dial[1]:
+            break
+    (first, last), (low, high) = part.dial, part.quality
+    share = min(max((turned - first) / (last - first), 0.0), 1.0) if last > first else 0.0
+    found = low + share * (high - low)
+    whole = storage.by_name(wanted).whole
+    return Setting(part.model, wanted, float(round(found)) if whole else round(found, 2))
+
+
+def branches(storage_codec: str, scale: int = 0) -> list[str]:
+    """Names of the installed models trained for a storage codec, from the largest scale down."""
+    fitting = {
+        (-card.scale, card.name)
+        for card in zoo.installed()
+        if card.storage == storage_codec and scale in (0, card.scale)
+    }
+    return [name for _, name in sorted(fitting)]
+
+
+def _plain(scale: int) -> str:
+    """The model for lossless LR of a scale, ×2 where it is open."""
+    usual = f"car-x{scale or 2}"
+    fitting = [card for card in zoo.installed() if scale in (0, card.scale)]
+    names = [card.name for card in sorted(fitting, key=lambda c: bool(c.storage))]
+    return usual if usual in names or not names else names[0]
+
+
+@functools.cache
+def _dials() -> tuple[str, dict[str, tuple[_Part, ...]]]:
+    """The storage codec that ``auto`` means, and each codec's dial from low to high."""
+    data = tomllib.loads((Path(zoo.__file__).parent / "dial.toml").read_text("utf-8"))
+    parts = {
+        name: tuple(_Part(p["model"], tuple(p["dial"]), tuple(p["quality"])) for p in listed)
+        for name, listed in data["dials"].items()
+    }
+    return data["auto"], parts
