@@ -1,13 +1,17 @@
-"""Rate-distortion of carcodec against standard codecs: BD-rates over a range of bpp.
+"""Rate-distortion of carcodec against standard codecs: BD-rates over ranges of bpp.
 
-    python benchmarks/rate_distortion.py EVAL/Kodak [--range 0.1 0.5] [--models car-x2 car-x4]
-        [--storages jpeg2000 avif] [--against jpeg avif …] [--cache rd.json] [--limit 6]
+    python benchmarks/rate_distortion.py EVAL/Kodak [--ranges 0.1:0.5 0.05:0.25] [--metric ssim]
+        [--storages avif jpeg2000] [--models …] [--against jpeg avif …] [--effort 3]
+        [--cache rd.json] [--figures figures.json] [--limit 6]
 
 Bits are those of whole files. Every photo is coded at every quality of every codec once; results
 are kept in --cache, by the digest of the photo and the settings, so that a run goes on where it
-stopped. carcodec is the hull: at every rate the best of its models, storages and qualities.
-BD-rate is computed per photo (PCHIP, the `bjontegaard` package of the compare extra) on
-the parts of both curves inside the range, then averaged over photos; negative is better.
+stopped. carcodec's rows are its models, each with the storage codec that it was trained for
+(--models adds others), and the hulls of each storage codec's models and of all: at every rate the
+best of models and qualities. BD-rate is computed per photo (PCHIP, the `bjontegaard` package of
+the compare extra) on the parts of both curves inside the range, then averaged over photos;
+negative is better. In brackets: the worst photo, and how many had an overlap where not all had.
+Metrics are RGB PSNR, Y PSNR and Y SSIM (as -10 log10(1 - SSIM)). --figures writes what cards hold.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from rich.table import Table
 from scipy.interpolate import PchipInterpolator
 
 import carcodec
-from carcodec import atomic, metrics, storage, zoo
+from carcodec import atomic, codec, dial, metrics, storage, zoo
 
 Point = tuple[float, float]  # bpp, dB
 Coder = Callable[[np.ndarray], tuple[int, np.ndarray]]  # photo to bytes and restored photo
@@ -73,13 +77,19 @@ def jpegxl(level: int) -> Coder:
     return run
 
 
-def ours(model: str, storage_codec: str, quality: int, engine: str) -> Coder:
+def ours(model: str, storage_codec: str, quality: int, engine: str, effort: int) -> Coder:
     def run(image: np.ndarray) -> tuple[int, np.ndarray]:
-        options: dict[str, Any] = {"model": model, "storage_codec": storage_codec}
-        data = carcodec.encode(image, quality=quality, engine=engine, **options).data
+        key = (model, hashlib.sha256(image.tobytes()).hexdigest())
+        if key not in _PREPARED:
+            _PREPARED.clear()  # qualities of a model follow each other
+            _PREPARED[key] = codec.prepare(image, model=model, engine=engine)
+        data = codec.store(_PREPARED[key], storage_codec, quality, effort=effort).data
         return len(data), carcodec.decode_array(data, engine=engine)
 
     return run
+
+
+_PREPARED: dict[tuple[str, str], codec.Prepared] = {}
 
 
 def anchors() -> dict[str, dict[str, Coder]]:
@@ -96,16 +106,22 @@ def anchors() -> dict[str, dict[str, Coder]]:
     }
 
 
-def branches(models: list[str], storages: list[str], engine: str) -> dict[str, dict[str, Coder]]:
+# Where each storage codec's LR makes sense, at most; what does not reach a range is left out of it
+QUALITIES = {
+    "avif": (5, 12, 20, 28, 36, 44, 52, 60, 68, 76, 84, 92),
+    "jpeg2000": (4, 9, 14, 19, 24, 29, 34, 39, 45, 52),
+}
+
+
+def branches(pairs: list[tuple[str, str]], engine: str, effort: int) -> dict[str, dict[str, Coder]]:
     """carcodec's models and storages; a card's digest is part of the setting."""
     found: dict[str, dict[str, Coder]] = {}
-    for model in models:
+    for model, name in pairs:
         digest = zoo.find(model).short_digest.hex()
-        for name in storages:
-            qualities = (2, 6, 10, 15, 20, 26, 32, 40, 48, 56, 64, 72, 80, 88, 95)
-            found[f"{model} {name}"] = {
-                f"{digest} q{q}": ours(model, name, q, engine) for q in qualities
-            }
+        found[f"{model} {name}"] = {
+            f"{digest} e{effort} q{q}": ours(model, name, q, engine, effort)
+            for q in QUALITIES.get(name, tuple(range(5, 96, 10)))
+        }
     return found
 
 
@@ -153,58 +169,94 @@ def bd_rate(anchor: list[Point], test: list[Point], low: float, high: float) -> 
     )
 
 
+def measured(image: np.ndarray, size: int, restored: np.ndarray) -> list[float]:
+    """bpp, RGB PSNR, Y PSNR, Y SSIM in dB."""
+    y = metrics.luma(image), metrics.luma(restored)
+    similar = -10 * np.log10(max(1 - metrics.ssim(*y), 1e-6))
+    bpp = 8 * size / (image.shape[0] * image.shape[1])
+    return [bpp, metrics.psnr(image, restored), metrics.psnr(*y), float(similar)]
+
+
+METRICS = {"rgb": "RGB PSNR", "y": "Y PSNR", "ssim": "Y SSIM"}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--range", nargs=2, type=float, default=(0.1, 0.5))
-    parser.add_argument("--models", nargs="*", default=["car-x2", "car-x4"])
-    parser.add_argument("--storages", nargs="*", default=["jpeg2000", "avif"])
+    parser.add_argument("--ranges", nargs="*", default=["0.1:0.5", "0.05:0.25"])
+    parser.add_argument("--models", nargs="*", default=[], help="others, with every --storages")
+    parser.add_argument("--storages", nargs="*", default=["avif", "jpeg2000"])
     parser.add_argument("--against", nargs="*", default=list(anchors()), choices=list(anchors()))
-    parser.add_argument("--metric", default="rgb", choices=["rgb", "y"])
+    parser.add_argument("--metric", default="rgb", choices=list(METRICS))
     parser.add_argument("--engine", default="auto")
+    parser.add_argument("--effort", type=int, default=storage.DEFAULT_EFFORT)
     parser.add_argument("--cache", type=Path, default=Path("rate_distortion.json"))
+    parser.add_argument("--figures", type=Path)
     parser.add_argument("--limit", type=int, help="only the first so many photos")
     arguments = parser.parse_args()
     known: dict[str, list[float]] = {}
     if arguments.cache.exists():
         known = json.loads(arguments.cache.read_text())
-    mine = branches(arguments.models, arguments.storages, arguments.engine)
+    pairs = [(m, s) for s in arguments.storages for m in dial.branches(s)]
+    pairs += [(m, s) for m in arguments.models for s in arguments.storages if (m, s) not in pairs]
+    mine = branches(pairs, arguments.engine, arguments.effort)
     codecs = {name: anchors()[name] for name in arguments.against} | mine
     photos = sorted(arguments.folder.glob("*.png"))[: arguments.limit]
-    curves: dict[str, list[list[Point]]] = {name: [] for name in codecs}
+    curves: dict[str, list[list[list[float]]]] = {name: [] for name in codecs}
     for path in track(photos, "coding"):
         with Image.open(path) as opened:
             image = np.asarray(opened.convert("RGB"))
         digest = hashlib.sha256(image.tobytes()).hexdigest()[:16]
         for name, settings in codecs.items():
-            curve: list[Point] = []
             for setting, coder in settings.items():
                 key = f"{digest} {name} {setting}"
-                if key not in known:
-                    size, restored = coder(image)
-                    y = metrics.luma(image), metrics.luma(restored)
-                    bpp = 8 * size / (image.shape[0] * image.shape[1])
-                    known[key] = [bpp, metrics.psnr(image, restored), metrics.psnr(*y)]
-                bpp, rgb, luma = known[key]
-                curve.append((bpp, rgb if arguments.metric == "rgb" else luma))
-            curves[name].append(curve)
+                if len(known.get(key, [])) < 4:
+                    known[key] = measured(image, *coder(image))
+            curves[name].append([known[f"{digest} {name} {s}"] for s in settings])
         atomic.write(arguments.cache, json.dumps(known, indent=0).encode())
-    hulls = [hull([p for name in mine for p in curves[name][i]]) for i in range(len(photos))]
-    low, high = arguments.range
-    title = f"BD-rate in %, {low}–{high} bpp, {arguments.metric} PSNR, {len(photos)} photos"
-    table = Table("carcodec", *arguments.against, title=title)
-    for name, tested in (*((n, curves[n]) for n in mine), ("hull", hulls)):
-        row = []
-        for other in arguments.against:
-            pairs = zip(curves[other], tested, strict=True)
-            rates = np.array([bd_rate(a, t, low, high) for a, t in pairs])
-            valid = rates[np.isfinite(rates)]
-            short = "" if len(valid) == len(rates) else f" ({len(valid)} photos)"
-            row.append(f"{valid.mean():+.1f}{short}" if len(valid) else "no overlap")
-        table.add_row(name, *row)
-    Console(width=120).print(table)
-    print("storages:", ", ".join(s.name for s in storage.STORAGES), "| imagecodecs", end=" ")
-    print(imagecodecs.__version__)
+    column = 1 + list(METRICS).index(arguments.metric)
+
+    def points(name: str) -> list[list[Point]]:
+        return [[(row[0], row[column]) for row in curve] for curve in curves[name]]
+
+    tested = {name: points(name) for name in mine}
+    groups = {f"hull, {s}": [n for n in mine if n.endswith(f" {s}")] for s in arguments.storages}
+    for title, names in (*groups.items(), ("hull, all", list(mine))):
+        if len(names) > 1:
+            merged = [[p for n in names for p in points(n)[i]] for i in range(len(photos))]
+            tested[title] = [hull(all_points) for all_points in merged]
+    figures: dict[str, dict[str, Any]] = {}
+    for text in arguments.ranges:
+        low, high = map(float, text.split(":"))
+        kind = METRICS[arguments.metric]
+        title = f"BD-rate in %, {low}–{high} bpp, {kind}, {len(photos)} photos"
+        table = Table("carcodec", *arguments.against, title=title)
+        for name, test in tested.items():
+            row = []
+            for other in arguments.against:
+                both = zip(points(other), test, strict=True)
+                rates = np.array([bd_rate(a, t, low, high) for a, t in both])
+                valid = rates[np.isfinite(rates)]
+                if not len(valid):
+                    row.append("no overlap")
+                    continue
+                short = "" if len(valid) == len(rates) else f", {len(valid)} photos"
+                row.append(f"{valid.mean():+.1f} ({valid.max():+.0f}{short})")
+                if not short and name in mine:
+                    entry = figures.setdefault(name.split()[0], {}).setdefault(
+                        arguments.folder.name, {}
+                    )
+                    entry[f"BD-rate % {kind} {text} bpp against {other}"] = round(valid.mean(), 1)
+            table.add_row(name, *row)
+        Console(width=140).print(table)
+    for name in mine:
+        means = np.array(curves[name]).mean(0)
+        entry = figures.setdefault(name.split()[0], {}).setdefault(arguments.folder.name, {})
+        for setting, row in zip(mine[name], means, strict=True):
+            entry[setting.split()[-1]] = [round(float(v), 3) for v in row[:3]]
+    if arguments.figures:
+        atomic.write(arguments.figures, json.dumps(figures, indent=1).encode())
+    print(f"imagecodecs {imagecodecs.__version__}, effort {arguments.effort}")
 
 
 if __name__ == "__main__":

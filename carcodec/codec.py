@@ -292,7 +292,7 @@ def downscale(
     peak = np.float32(65535 if colour.dtype == np.uint16 else 255)
 
     def read(rows: slice, columns: slice) -> NDArray[np.float32]:
-        return _network_input(_taken(colour, rows, columns), peak)
+        return _network_input(taken(colour, rows, columns), peak)
 
     def write(rows: slice, columns: slice, block: NDArray[np.float32]) -> None:
         # Round again: 255 times a rounded fraction can fall just short of its integer.
@@ -341,7 +341,7 @@ def upscale(
     colour: Any = np.empty((height, width, *small.shape[2:]), np.uint16 if bits == 16 else np.uint8)
 
     def read(rows: slice, columns: slice) -> NDArray[np.float32]:
-        return _network_input(_taken(small, rows, columns), np.float32(255))
+        return _network_input(taken(small, rows, columns), np.float32(255))
 
     def write(rows: slice, columns: slice, block: NDArray[np.float32]) -> None:
         target = colour[rows, columns]
@@ -414,7 +414,7 @@ def _alpha(file: container.Carimg, threads: int = 0) -> NDArray[np.uint8] | None
     return codec.decode(file.alpha, (file.header.width, file.header.height), 1, threads)
 
 
-def _taken(image: NDArray[Any], rows: slice, columns: slice) -> NDArray[Any]:
+def taken(image: NDArray[Any], rows: slice, columns: slice) -> NDArray[Any]:
     """A part of an image, its last row and column repeated where it reaches beyond."""
     part = image[rows, columns]
     missing = [(0, rows.stop - rows.start - part.shape[0])]

@@ -24,7 +24,10 @@ __all__ = ["refine", "require"]
 
 _WINDOW = 192  # LR pixels
 _RATE = 0.2  # of a bit, in squared steps, as the shipped models were trained
-_LEVELS = 0.6  # first step's size in 8-bit levels; it falls along a cosine
+# A coefficient's move for a gradient of one squared step, in steps: small, because what the codec
+# rounds away now it would code after a larger move
+_RATIO = 0.002
+_MOMENTUM = 0.8
 
 
 def require() -> None:
@@ -43,20 +46,17 @@ def require() -> None:
 def refine(
     prepared: codec.Prepared, storage_codec: str, quality: float, steps: int, threads: int = 0
 ) -> storage.Pixels | None:
-    """LR after ``steps`` of Adam at the given storage quality; ``None`` for grey LR, for scale 1
-    (where LR is the photo and the codec's own search is better), and for JPEG XL, which has no
-    proxy.
+    """LR after ``steps`` gradient steps at the given storage quality.
 
-    Nothing promises that it is better: compare real files.
+    ``None`` for grey LR and for scale 1, where LR is the photo and the storage codec's own search
+    is better. Nothing promises that the result is better: compare real files.
     """
     import torch
 
     from carcodec.engines import pytorch
-    from carcodec.training import proxies
 
     small, card = prepared.small, prepared.card
-    known = storage_codec in proxies.SHAPES or storage_codec == "jpeg2000"
-    if small.ndim == 2 or card.scale == 1 or not known:
+    if small.ndim == 2 or card.scale == 1:
         return None
     if threads:
         torch.set_num_threads(threads)
@@ -67,26 +67,18 @@ def refine(
     refined = small.copy()
     halo = min(card.upscaler.halo, 24)
 
-    def network(block: NDArray[np.float32]) -> NDArray[np.float32]:
-        return block
-
     def improve(rows: slice, columns: slice) -> NDArray[np.float32]:
         s = card.scale
-        part = codec._taken(
-            colour,
-            slice(rows.start * s, rows.stop * s),
-            slice(columns.start * s, columns.stop * s),
-        )
-        photo = _tensor(part, peak)
-        start = _tensor(small[rows, columns])
-        found = _improve(upscaler, start, photo, storage_codec, quality, steps)
-        return found.numpy()
+        rows_hr = slice(rows.start * s, rows.stop * s)
+        photo = codec.taken(colour, rows_hr, slice(columns.start * s, columns.stop * s))
+        start = small[rows, columns]
+        return _improve(upscaler, start, _tensor(photo, peak), storage_codec, quality, steps)
 
     def write(rows: slice, columns: slice, block: NDArray[Any]) -> None:
         refined[rows, columns] = np.rint(block * 255).astype(np.uint8).transpose(1, 2, 0)
 
     size = (small.shape[1], small.shape[0])
-    tiling.run(network, size, halo, max(_WINDOW, 2 * halo + 8), improve, write)
+    tiling.run(lambda block: block, size, halo, max(_WINDOW, 2 * halo + 8), improve, write)
     return refined
 
 
@@ -99,39 +91,49 @@ def _tensor(image: NDArray[Any], peak: int = 255) -> Tensor:
 
 
 def _improve(
-    upscaler: Any, start: Tensor, photo: Tensor, storage_codec: str, quality: float, steps: int
-) -> Tensor:
+    upscaler: Any,
+    start: storage.Pixels,
+    photo: Tensor,
+    storage_codec: str,
+    quality: float,
+    steps: int,
+) -> NDArray[np.float32]:
+    """A window's LR ``(1, 3, h, w)`` in [0, 1] after the gradient steps.
+
+    They move the 8×8 DCT coefficients, in units of the codec's step, and only those that survive
+    quantisation: moving the others would cost bits before it changed anything.
+    """
     import torch
 
     from carcodec.training import proxies
 
+    height, width = start.shape[:2]
     chosen = storage.by_name(storage_codec)
+
+    def stored(levels: storage.Pixels) -> storage.Pixels:
+        return chosen.decode(chosen.encode(levels, quality, 1), (width, height), 3, 1)
+
+    if storage_codec in proxies.SHAPES:
+        step, shape = proxies.dct_step(storage_codec, quality), proxies.SHAPES[storage_codec]
+    else:  # as coarse as the noise that it makes
+        error = stored(start).astype(np.float32) - start
+        step, shape = max(1.0, float((12 * np.square(error).mean()) ** 0.5)), {}
+    grid = proxies.Grid(_tensor(start), step, **shape)
     share = torch.tensor([round(quality) / 100])
-    size = (start.shape[3], start.shape[2])
-    if storage_codec == "jpeg2000":
-        step = torch.tensor([12**0.5 * 255 / 10 ** ((20 + 0.4 * quality) / 20)])
-    else:
-        step = torch.tensor([proxies.dct_step(storage_codec, quality)])
-    small = start.clone().requires_grad_()
-    rate = _LEVELS / 255
-    adam = torch.optim.Adam([small], lr=rate, betas=(0.9, 0.95))
+    coefficients = grid.forward(_tensor(start)).requires_grad_()
+    kept = (coefficients.detach().abs() > 0.5).float()
+    motion = torch.zeros_like(kept)
     for i in range(steps):
-        adam.param_groups[0]["lr"] = rate * 0.5 * (1 + np.cos(np.pi * i / steps))
-        if storage_codec == "jpeg2000":
-            coded = proxies.wavelet_codec(small, step)
-        else:
-            coded = proxies.dct_codec(small, step, **proxies.SHAPES[storage_codec])
-        levels = small.detach().clamp(0, 1).mul(255).round().byte()[0].permute(1, 2, 0).numpy()
-        stored = chosen.decode(chosen.encode(levels, quality, 1), size, 3, 1)
-        exact = _tensor(stored)
-        given = coded.image + (exact - coded.image).detach()
+        small = grid.backward(coefficients)
+        levels = small.detach().clamp(0, 1).mul(255).round().byte()[0].permute(1, 2, 0)
+        exact = _tensor(stored(np.ascontiguousarray(levels.numpy())))
+        given = (small + (exact - small).detach()).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             restored = upscaler(given, share)
         error = (restored.float() - photo) * 255 / step
-        loss = error.square().mean() + _RATE * coded.bits.mean()
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
+        loss = error.square().mean() * (height * width) + _RATE * grid.bits(coefficients)
+        (gradient,) = torch.autograd.grad(loss, coefficients)
         with torch.no_grad():
-            small.clamp_(0, 1)
-    return small.detach()[0][None]
+            motion = _MOMENTUM * motion + gradient * kept
+            coefficients -= _RATIO * (1 - i / steps) * motion.clamp(-5, 5)
+    return grid.backward(coefficients.detach()).clamp(0, 1).numpy()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["SHAPES", "Coded", "dct_codec", "dct_step", "lossless_bits", "wavelet_codec"]
+__all__ = ["SHAPES", "Coded", "Grid", "dct_codec", "dct_step", "lossless_bits", "wavelet_codec"]
 
 # Bits for each octave of a coefficient's magnitude in steps, sign and place included; zeros are
 # nearly free. Fitted to AVIF and JPEG, and to JPEG 2000, whose context coder spends less.
@@ -76,6 +76,39 @@ def dct_codec(image: Tensor, step: Tensor, tilt: float = 0.0, chroma: float = 1.
         coded.view(n * channels, 64, h // 8, w // 8), basis, stride=8
     )
     return Coded(_to_rgb(back.view(n, channels, h, w))[..., :height, :width], bits)
+
+
+class Grid:
+    """The 8×8 DCT of one image ``(1, 3, h, w)`` in units of a quantiser's steps.
+
+    Arguments as for :func:`dct_codec`, with one ``step``. Coefficients are ``(3, 64, h', w')``
+    with sides rounded up to whole blocks.
+    """
+
+    def __init__(self, like: Tensor, step: float, tilt: float = 0.0, chroma: float = 1.5) -> None:
+        self._size = like.shape[-2:]
+        self._basis = _dct_basis(like)
+        at = torch.arange(8, device=like.device)
+        slope = (1 + tilt * (at[:, None] + at).flatten()).view(64, 1, 1)
+        planes = like.new_tensor([1.0, chroma, chroma]).view(3, 1, 1, 1)
+        self._steps = step / 255 * planes * slope
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The image's coefficients."""
+        height, width = self._size
+        padded = functional.pad(image, (0, -width % 8, 0, -height % 8), mode="replicate")
+        planes = _to_ycc(padded).movedim(1, 0)
+        found: Tensor = functional.conv2d(planes, self._basis, stride=8) / self._steps
+        return found
+
+    def backward(self, coefficients: Tensor) -> Tensor:
+        """The image of these coefficients, not clamped."""
+        planes = functional.conv_transpose2d(coefficients * self._steps, self._basis, stride=8)
+        return _to_rgb(planes.movedim(1, 0))[..., : self._size[0], : self._size[1]]
+
+    def bits(self, coefficients: Tensor) -> Tensor:
+        """Estimated bits of all of them."""
+        return _octaves(coefficients[None]).sum() * _DCT_OCTAVE
 
 
 def dct_step(codec: str, quality: float) -> float:
