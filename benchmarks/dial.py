@@ -154,7 +154,7 @@ def main() -> None:
     print(text)
     if arguments.write:
         atomic.write(DIAL, text.encode())
-        dial._dials.cache_clear()
+        dial._table.cache_clear()
     if arguments.check:
         for storage in arguments.storages:
             check(load(arguments.check, None), storage)

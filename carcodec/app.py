@@ -83,8 +83,8 @@ def encode(
         typer.Option(
             min=0,
             max=100,
-            help=f"0…100, a dial over all scales; the storage codec's own where "
-            f"the model or scale is given. [{dial.DEFAULT_QUALITY}]",
+            help="0…100, a dial over all scales; the storage codec's own where "
+            "the model or scale is given. [see README]",
         ),
     ] = None,
     lossless: Annotated[

@@ -16,10 +16,10 @@ from typing import Final, Literal
 from carcodec import storage, zoo
 from carcodec.errors import StorageError
 
-__all__ = ["AUTO", "DEFAULT_QUALITY", "Quality", "Setting", "branches", "settle"]
+__all__ = ["AUTO", "USUAL_QUALITY", "Quality", "Setting", "branches", "default_quality", "settle"]
 
 AUTO: Final = "auto"
-DEFAULT_QUALITY = 60  # of the dial
+USUAL_QUALITY = 50  # of a storage codec, where the model or scale is given
 Quality = float | Literal["auto"] | None
 
 _LOSSLESS = "jpegxl"  # the smallest of the lossless codecs
@@ -54,8 +54,8 @@ def settle(
         scale: 0 is open.
         quality: ``None`` stores LR losslessly. A number turns the dial where model and scale are
             open and models for the storage codec are installed; otherwise it is the storage
-            codec's own quality. ``auto`` is :data:`DEFAULT_QUALITY` for models trained for
-            the storage codec, lossless for others.
+            codec's own quality. ``auto`` is :func:`default_quality` of the dial, or
+            :data:`USUAL_QUALITY`, for models trained for the storage codec; lossless for others.
 
     Raises:
         ModelNotFoundError, StorageError: no such model, scale or storage codec.
@@ -70,16 +70,16 @@ def settle(
         made_for = zoo.find(model).storage
         stored = made_for or _LOSSLESS if storage_codec == AUTO else storage_codec
         if open_quality and made_for and stored == made_for:
-            given = DEFAULT_QUALITY
+            given = USUAL_QUALITY
         return Setting(model, stored, given)
-    wanted = _dials()[0] if storage_codec == AUTO else storage_codec
+    wanted = _table().auto if storage_codec == AUTO else storage_codec
     trained = branches(wanted, scale)
     if not trained or (given is None and not open_quality):
         return Setting(_plain(scale), _LOSSLESS if storage_codec == AUTO else storage_codec, given)
-    turned = float(DEFAULT_QUALITY if given is None else given)
-    parts = _dials()[1].get(wanted, ())
+    parts = _table().dials.get(wanted, ())
     if scale or not parts:
-        return Setting(trained[-1], wanted, turned)
+        return Setting(trained[-1], wanted, USUAL_QUALITY if given is None else given)
+    turned = default_quality(wanted) if given is None else given
     for part in parts:
         if turned <= part.dial[1]:
             break
@@ -108,12 +108,30 @@ def _plain(scale: int) -> str:
     return usual if usual in names or not names else names[0]
 
 
+def default_quality(storage_codec: str = AUTO) -> float:
+    """Where the dial stands unless it is turned: the best of scale 2.
+
+    That is the highest quality at which the half-size image, which opens at once, costs nothing:
+    above it, storing the photo at full size takes fewer bytes.
+    """
+    table = _table()
+    parts = table.dials[table.auto if storage_codec == AUTO else storage_codec]
+    return max((p.dial[1] for p in parts if zoo.find(p.model).scale == 2), default=USUAL_QUALITY)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """``auto``: the storage codec that it means; ``dials``: each one's parts from low to high."""
+
+    auto: str
+    dials: dict[str, tuple[_Part, ...]]
+
+
 @functools.cache
-def _dials() -> tuple[str, dict[str, tuple[_Part, ...]]]:
-    """The storage codec that ``auto`` means, and each codec's dial from low to high."""
+def _table() -> _Table:
     data = tomllib.loads((Path(zoo.__file__).parent / "dial.toml").read_text("utf-8"))
-    parts = {
+    dials = {
         name: tuple(_Part(p["model"], tuple(p["dial"]), tuple(p["quality"])) for p in listed)
         for name, listed in data["dials"].items()
     }
-    return data["auto"], parts
+    return _Table(data["auto"], dials)

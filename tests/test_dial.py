@@ -33,13 +33,13 @@ def part(taipei: Image.Image) -> Image.Image:
         ({"storage_codec": "WebP", "quality": 40.0}, Setting("car-x2", "webp", 40.0)),
         ({"model": "car-x4"}, Setting("car-x4", "jpegxl", None)),
         ({"model": "car-x4", "quality": 70}, Setting("car-x4", "jpegxl", 70)),
-        ({"model": "car-x2-avif"}, Setting("car-x2-avif", "avif", dial.DEFAULT_QUALITY)),
+        ({"model": "car-x2-avif"}, Setting("car-x2-avif", "avif", 50)),
         ({"model": "car-x2-avif", "quality": 33}, Setting("car-x2-avif", "avif", 33)),
         ({"model": "car-x2-avif", "quality": None}, Setting("car-x2-avif", "avif", None)),
         ({"model": "car-x2-avif", "storage_codec": "png"}, Setting("car-x2-avif", "png", None)),
         ({"scale": 2, "quality": 33}, Setting("car-x2-avif", "avif", 33)),
         ({"scale": 1, "quality": None}, Setting("car-x1-avif", "jpegxl", None)),
-        ({"scale": 4}, Setting("car-x4", "jpegxl", None)),
+        ({"scale": 4}, Setting("car-x4-avif", "avif", 50)),
     ],
 )
 def test_what_is_left_open_is_chosen(asked: dict[str, object], setting: Setting) -> None:
@@ -53,12 +53,13 @@ def test_the_dial_climbs_through_the_scales(storage: str) -> None:
     scales = [zoo.find(s.model).scale for s in walk]
     assert scales == sorted(scales, reverse=True)
     assert len(set(scales)) > 1
+    assert zoo.find(settle(storage_codec=storage).model).scale == 2
     for before, after in itertools.pairwise(walk):
         assert before.quality is not None
         assert after.quality is not None
         assert before.model != after.model or before.quality <= after.quality
     assert settle(storage_codec=storage) == settle(
-        storage_codec=storage, quality=dial.DEFAULT_QUALITY
+        storage_codec=storage, quality=dial.default_quality(storage)
     )
 
 
@@ -85,7 +86,7 @@ def test_a_model_of_ones_own_joins(
     (folder / "card.toml").write_text(card.replace("{ batch", '{ codec = "webp", batch'))
     monkeypatch.setenv(zoo.MODELS_VARIABLE, str(tmp_path))
     assert dial.branches("webp") == ["own-x2"]
-    assert settle(storage_codec="webp") == Setting("own-x2", "webp", dial.DEFAULT_QUALITY)
+    assert settle(storage_codec="webp") == Setting("own-x2", "webp", 50)
 
 
 def test_wrong_settings_are_refused() -> None:
