@@ -13,7 +13,7 @@ import reader
 from PIL import Image
 
 import carcodec
-from carcodec import codec, container, pixels, storage
+from carcodec import codec, container, pixels, storage, zoo
 from carcodec.errors import (
     CarcodecError,
     ImageError,
@@ -21,6 +21,7 @@ from carcodec.errors import (
     ModelNotFoundError,
     StorageError,
 )
+from carcodec.zoo import shelf
 
 GOLDEN = Path(__file__).parent / "golden"
 INDEX = json.loads((GOLDEN / "index.json").read_text())
@@ -178,6 +179,22 @@ def test_large_photos_carry_a_preview(monkeypatch: pytest.MonkeyPatch, photo: Im
         assert (error**2).mean() < 400
     monkeypatch.setattr(codec, "PREVIEW_FROM", 48 * 32)
     assert container.read(carcodec.encode(photo, model="tiny-x2").data).preview is None
+
+
+SHIPPED = [c for c in zoo.installed() if c.folder.parent == shelf.search_path()[-1]]
+
+
+@pytest.mark.parametrize("card", SHIPPED, ids=lambda c: f"{c.name}-v{c.version}")
+def test_files_of_every_shipped_version_still_decode(
+    card: zoo.ModelCard, taipei: Image.Image, peak_signal: Psnr
+) -> None:
+    data = (GOLDEN.parent / "shipped" / f"{card.name}-v{card.version}.carimg").read_bytes()
+    header = container.read_header(data)
+    assert header.model_digest == card.short_digest
+    assert header.model_version == card.version
+    restored = carcodec.decode(data, engine="onnxruntime")
+    floor = {1: 28.0, 2: 24.0, 4: 20.0}[card.scale]
+    assert peak_signal(restored, taipei.crop((380, 380, 461, 443))) > floor
 
 
 def test_golden_files_cover_every_storage_and_mode() -> None:
