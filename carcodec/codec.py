@@ -281,6 +281,9 @@ def downscale(
 ) -> storage.Pixels:
     """HR ``(H, W)`` or ``(H, W, 3)`` to LR of as many axes, uint8, by the downscaler."""
     if card.downscaler.family == "none" and colour.dtype == np.uint8:
+        from carcodec import engines
+
+        engines.resolve(engine)  # which decoding will need
         progress(1.0)
         return colour.astype(np.uint8)
     scale = card.scale

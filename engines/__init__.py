@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from carcodec.errors import EngineError, MissingDependencyError
 from carcodec.zoo import ModelCard
 
-__all__ = ["ENGINES", "Engine", "Network", "available", "get"]
+__all__ = ["ENGINES", "Engine", "Network", "available", "get", "resolve"]
 
 # name -> (modules to look for, extra that brings them), in the order "auto" prefers
 ENGINES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -55,6 +55,15 @@ def _missing(name: str) -> list[str]:
 def get(name: str = "auto") -> Engine:
     """The engine called ``name``; ``auto`` takes the fastest that is installed.
 
+    Raises: as :func:`resolve`.
+    """
+    engine: Any = importlib.import_module(f"carcodec.engines.{resolve(name)}")
+    return engine  # type: ignore[no-any-return]
+
+
+def resolve(name: str = "auto") -> str:
+    """The engine's name, checked but not yet imported; ``auto`` is the fastest installed.
+
     Raises:
         EngineError: no engine of that name.
         MissingDependencyError: its package is not installed; names the pip command.
@@ -72,5 +81,4 @@ def get(name: str = "auto") -> Engine:
         extra = ENGINES[name][1]
         package = f'"carcodec[{extra}]"' if extra else missing[0]
         raise MissingDependencyError(f"the {name} engine is not installed: pip install {package}")
-    engine: Any = importlib.import_module(f"carcodec.engines.{name}")
-    return engine  # type: ignore[no-any-return]
+    return name
