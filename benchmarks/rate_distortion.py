@@ -102,6 +102,7 @@ def anchors() -> dict[str, dict[str, Coder]]:
         "jpeg2000": {f"{d} dB": jpeg2000(d) for d in np.arange(20, 45, 1.5).tolist()},
         "webp": {f"q{q}": pillow("WEBP", quality=q, method=6) for q in (0, *low)},
         "avif": {f"q{q}": avif(q, "420") for q in range(2, 97, 4)},
+        "avif-444": {f"q{q}": avif(q, "444") for q in range(2, 97, 4)},
         "jpegxl": {f"q{q}": jpegxl(q) for q in range(2, 97, 5)},
     }
 
