@@ -23,7 +23,7 @@ from PIL import Image
 from rich.progress import track
 
 import carcodec
-from carcodec import atomic, codec, dial, metrics, zoo
+from carcodec import atomic, codec, container, dial, metrics, zoo
 
 Grid = dict[float, np.ndarray]  # quality to (photos, 2): bpp and PSNR
 DIAL = Path(zoo.__file__).parent / "dial.toml"
@@ -40,13 +40,19 @@ def load(folder: Path, limit: int | None) -> list[np.ndarray]:
 
 def measure(photos: list[np.ndarray], model: str, storage: str, grid: list[float]) -> Grid:
     table: dict[float, list[Any]] = {q: [] for q in grid}
+    gains: dict[float, list[float]] = {q: [] for q in grid}
     for photo in track(photos, f"{model} {storage}"):
         prepared = codec.prepare(photo, model=model)
         for quality in grid:
             encoded = codec.store(prepared, storage, quality)
-            restored = codec.restore(encoded.data).colour
-            table[quality].append((encoded.bpp, metrics.psnr(photo, restored)))
-    return {q: np.array(rows) for q, rows in table.items()}
+            file = container.read(encoded.data)
+            found = metrics.psnr(photo, codec.restore(file).colour)
+            table[quality].append((encoded.bpp, found))
+            if prepared.card.scale == 1:
+                gains[quality].append(found - metrics.psnr(photo, codec.stored_image(file)))
+    # without downscaling, a network that no longer restores anything ends its dial
+    kept = [q for q in grid if not gains[q] or np.mean(gains[q]) > 0]
+    return {q: np.array(table[q]) for q in kept}
 
 
 def hull(grids: dict[str, Grid]) -> list[tuple[str, float]]:
