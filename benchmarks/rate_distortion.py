@@ -144,7 +144,7 @@ def _turn(a: Point, b: Point, c: Point) -> float:
 
 def inside(points: list[Point], low: float, high: float) -> list[Point]:
     """A curve's part between two rates, ends interpolated in log rate."""
-    rates, quality = np.array(sorted(points)).T
+    rates, quality = np.array(sorted(dict(sorted(points)).items())).T  # the best of each rate
     quality = np.maximum.accumulate(quality)
     keep = np.concatenate(([True], np.diff(quality) > 1e-9))
     rates, quality = rates[keep], quality[keep]
