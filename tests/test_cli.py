@@ -253,8 +253,16 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_scale_picks_a_model(folder: Path) -> None:
-    assert run("encode", folder / "a.png", "--scale", "4", "-q") == 0
-    assert container.read_header((folder / "a.carimg").read_bytes()).model == "car-x4"
+    for options, model in (
+        (["--scale", "4"], "car-x4-avif"),
+        (["--scale", "4", "--lossless"], "car-x4"),
+        (["--scale", "auto", "--storage", "auto", "--quality", "100"], "car-x1-avif"),
+        (["--storage", "jpeg2000", "--quality", "0"], "car-x2-jpeg2000"),
+        (["--storage", "png"], "car-x2"),
+        ([], "car-x2-avif"),
+    ):
+        assert run("encode", folder / "a.png", "--overwrite", "-q", *options) == 0
+        assert container.read_header((folder / "a.carimg").read_bytes()).model == model
 
 
 @pytest.mark.parametrize(
@@ -266,6 +274,8 @@ def test_scale_picks_a_model(folder: Path) -> None:
         (["--storage", "png", "--quality", "5"], "lossless only"),
         (["--quality", "101"], "less than or equal to 100"),
         (["--threads", "-1"], "greater than or equal to 0"),
+        (["--effort", "10"], "effort"),
+        (["--scale", "big"], "no installed model has scale big"),
         (["--nonsense"], "nonsense"),
     ],
 )
