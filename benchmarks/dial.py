@@ -2,6 +2,8 @@
 
     python benchmarks/dial.py PHOTOS [--storages avif jpeg2000] [--write] [--check EVAL/Kodak]
 
+Needs the compare extra.
+
 PHOTOS are ones that no evaluation uses. For each storage codec, its models are coded at many
 qualities; the upper convex hull of the means over photos says which model serves which rates.
 Where one model hands over to the next, the next begins at the first quality at which every
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rate_distortion
 from PIL import Image
 from rich.progress import track
 
@@ -55,31 +58,20 @@ def measure(photos: list[np.ndarray], model: str, storage: str, grid: list[float
     return {q: np.array(table[q]) for q in kept}
 
 
-def hull(grids: dict[str, Grid]) -> list[tuple[str, float]]:
+def vertices(grids: dict[str, Grid]) -> list[tuple[str, float]]:
     """(model, quality) of the vertices, by rate: means of log bits and of PSNR over photos."""
-    points = sorted(
+    points: list[Any] = [
         (float(np.exp(np.log(rows[:, 0]).mean())), float(rows[:, 1].mean()), model, quality)
         for model, grid in grids.items()
         for quality, rows in grid.items()
-    )
-    best: list[tuple[float, float, str, float]] = []
-    for point in points:
-        if best and point[1] <= best[-1][1]:
-            continue
-        while len(best) > 1 and _turn(best[-2], best[-1], point) >= 0:
-            best.pop()
-        best.append(point)
-    return [(model, quality) for _, _, model, quality in best]
-
-
-def _turn(a: Any, b: Any, c: Any) -> float:
-    return float((b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0]))
+    ]
+    return [(model, quality) for _, _, model, quality in rate_distortion.hull(points)]
 
 
 def parts(grids: dict[str, Grid]) -> list[tuple[str, float, float]]:
     """(model, first quality, last quality) by rising rate."""
     found: list[tuple[str, float, float]] = []
-    for model, quality in hull(grids):
+    for model, quality in vertices(grids):
         if found and found[-1][0] == model:
             found[-1] = (model, found[-1][1], quality)
         elif model not in [m for m, _, _ in found]:
@@ -152,7 +144,7 @@ def main() -> None:
     for storage in arguments.storages:
         grid = [float(q) for q in range(3, 99, arguments.step)]
         grids = {m: measure(photos, m, storage, grid) for m in dial.branches(storage)}
-        for model, quality in hull(grids):
+        for model, quality in vertices(grids):
             bpp, psnr = grids[model][quality].mean(0)
             print(f"{storage} hull: {model} q{quality:g} {bpp:.3f} bpp {psnr:.2f} dB")
         texts.append(toml(storage, parts(grids), grids))

@@ -139,10 +139,7 @@ def prepare(
     progress: Report = _quiet,
 ) -> Prepared:
     """The first half of :func:`encode`, which takes the time: everything but storing LR."""
-    if isinstance(photo, Image.Image):
-        taken = pixels.from_image(photo)
-    else:
-        taken = photo if isinstance(photo, pixels.Photo) else pixels.from_array(photo)
+    taken = pixels.from_any(photo)
     card = zoo.find(model)
     height, width = taken.colour.shape[:2]
     _check_size(width, height)

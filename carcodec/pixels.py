@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from carcodec.errors import ImageError
 
-__all__ = ["Photo", "from_array", "from_image", "to_array", "to_image"]
+__all__ = ["Photo", "from_any", "from_array", "from_image", "to_array", "to_image"]
 
 Plane = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -38,6 +38,13 @@ class Photo:
     icc: bytes | None = None
     exif: bytes | None = None
     xmp: bytes | None = None
+
+
+def from_any(photo: Image.Image | NDArray[Any] | Photo) -> Photo:
+    """Whatever of the three it is, as a :class:`Photo`. Raises: as the other two."""
+    if isinstance(photo, Image.Image):
+        return from_image(photo)
+    return photo if isinstance(photo, Photo) else from_array(photo)
 
 
 def from_image(image: Image.Image) -> Photo:

@@ -94,7 +94,7 @@ def encode(
         MissingDependencyError: the effort needs an extra that is not installed.
     """
     setting = dial.settle(model, storage_codec, scale, quality)
-    taken = _taken(photo)
+    taken = pixels.from_any(photo)
     run: dict[str, Any] = {"alpha_quality": alpha_quality, "engine": engine, "threads": threads}
     search = _Search(taken, run, effort, progress)
     if effort < ALTERNATIVES or setting.quality is None:
@@ -139,11 +139,11 @@ def meet(
         StorageError: the storage codec is lossless only.
     """
     setting = dial.settle(model, storage_codec, scale)
-    if not storage.by_name(setting.storage).lossy:
-        title = storage.by_name(setting.storage).title
-        raise StorageError(f"{title} is lossless only: it has no quality to search")
+    chosen = storage.by_name(setting.storage)
+    if not chosen.lossy:
+        raise StorageError(f"{chosen.title} is lossless only: it has no quality to search")
     run: dict[str, Any] = {"alpha_quality": alpha_quality, "engine": engine, "threads": threads}
-    search = _Search(_taken(photo), run, effort, progress)
+    search = _Search(pixels.from_any(photo), run, effort, progress)
     names = dial.branches(setting.storage, scale) if model == AUTO else []
     names = names or [setting.model]
     search.share = 1 / len(names)
@@ -167,12 +167,6 @@ def meet(
     if effort < REFINEMENT or best.quality is None:
         return best
     return search.refined(best, len(best.encoded.data), target)
-
-
-def _taken(photo: Picture) -> pixels.Photo:
-    if isinstance(photo, Image.Image):
-        return pixels.from_image(photo)
-    return photo if isinstance(photo, pixels.Photo) else pixels.from_array(photo)
 
 
 class _Search:
@@ -278,6 +272,7 @@ class _Search:
             return trial
         other = _Search(self.photo, {**self.run, "alpha_quality": None}, self.effort, self.report)
         other.small[header.model] = replace(original, small=small)
+        other.done, other.share = self.done, 0.0  # progress does not start again
         if target is not None and target.kind != "bytes":
             found = other.meet(target, header.model, name)
             return found if len(found.encoded.data) < len(trial.encoded.data) else trial
