@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from carcodec import atomic, storage
+from carcodec import atomic, storage, zoo
 from carcodec.errors import TrainingError
 from carcodec.networks import car, plain
 from carcodec.training import proxies
@@ -70,6 +70,26 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def _given_weights(start: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint file, of a model's folder, or of an installed model's name."""
+    if start.suffix or start.is_file():
+        weights: dict[str, Tensor] = load_checkpoint(start)["average"]
+        return weights
+    import onnx
+
+    card = zoo.load_card(start / "card.toml") if start.is_dir() else zoo.find(str(start))
+    return {
+        f"{side}.{value.name}": torch.from_numpy(onnx.numpy_helper.to_array(value).copy())
+        for side in ("downscaler", "upscaler")
+        for value in onnx.load_from_string(card.weights(getattr(card, side))).graph.initializer
+    }
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether bfloat16 is quick here: emulated, it takes ten times as long as float32."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 class _Trainer:
     def __init__(self, recipe: Recipe, folder: Path, device: torch.device) -> None:
         schedule = recipe.training
@@ -87,6 +107,7 @@ class _Trainer:
         self.held_out = [self._centre(i) for i in load_images(held_out, 2 * recipe.scale)]
         self.optimisers = build_optimisers(*networks, schedule.optimiser, schedule.downscaler_rate)
         self.average = {k: v.clone() for k, v in self._weights().items()}
+        self.bf16 = schedule.bf16 and (device.type != "cpu" or _cpu_has_bfloat16())
         self.step = 0
         self.minutes = 0.0
 
@@ -105,7 +126,7 @@ class _Trainer:
         return crop.permute(2, 0, 1)[None].float().div(255)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.schedule.bf16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def loss(self, image: Tensor) -> Tensor:
         """Eq. 11 on one batch, plus the optional guide term.
@@ -287,7 +308,7 @@ class _Trainer:
         atomic.write(path, buffer.getvalue())
 
     def start_from(self, path: Path) -> None:
-        """Take another run's averaged weights as the starting point, as far as they fit.
+        """Take another run's averaged weights, or a model's, as far as they fit.
 
         What that run lacks or has in another size starts afresh: a conditioned upscaler may start
         from one that is not (its gains are then 1), another scale from the features of this one,
@@ -296,7 +317,7 @@ class _Trainer:
         Raises:
             TrainingError: fewer than half of the upscaler's weights fit.
         """
-        own, other = self._weights(), load_checkpoint(path)["average"]
+        own, other = self._weights(), _given_weights(path)
         fits = {k: v for k, v in other.items() if k in own and own[k].shape == v.shape}
         taken = sum(v.numel() for k, v in fits.items() if k.startswith("upscaler"))
         if taken < sum(p.numel() for p in self.upscaler.parameters()) / 2:
@@ -351,8 +372,8 @@ def train(
 
     The learning rate follows a cosine over ``minutes`` of training time (the recipe's own
     budget by default); time spent before a resume counts. The seconds given last space
-    reports, checkpoints and validations. ``init`` is a checkpoint whose averaged weights a new
-    run starts from.
+    reports, checkpoints and validations. A new run starts from ``init``: a checkpoint's averaged
+    weights, or the weights of a model, given by its folder or its name.
 
     Returns:
         The final validation RGB PSNR in dB.
@@ -360,6 +381,7 @@ def train(
     Raises:
         TrainingError: a run is in the way and ``resume`` is not set, or the loss diverged.
         DataError: ``data`` holds no usable images.
+        ModelNotFoundError: ``init`` names a model that is not installed.
     """
     budget = minutes or recipe.training.minutes
     checkpoint = out / "checkpoint.pt"

@@ -119,7 +119,7 @@ def dct_step(codec: str, quality: float) -> float:
     if codec == "webp":
         return 3 + 0.45 * (100 - quality)
     if codec == "avif":  # its quantiser steps grow exponentially
-        return float(3 * 1.04 ** (100 - quality))
+        return float(2.5 * 1.04 ** (100 - quality))
     raise ValueError(f"no such shape: {codec!r}")
 
 

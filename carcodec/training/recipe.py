@@ -57,7 +57,8 @@ class Schedule:
     ``rate`` times bits (see :meth:`.loop._Trainer.loss`). With ``real`` the codec itself gives LR
     back, and the proxy only its gradient and the bits; with a ``downscaler_rate`` of 0 as well, the
     upscaler learns alone. ``bounds`` weighs an L1 distance of LR from [0, 1]. ``lossless`` adds
-    ``rate`` times the bits that lossless storage would take to the plain loss.
+    ``rate`` times the bits that lossless storage would take to the plain loss. ``bf16`` computes in
+    bfloat16 where the device does that in hardware.
     """
 
     batch: int = 16
