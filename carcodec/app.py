@@ -308,6 +308,134 @@ def models_show(name: str) -> None:
 
 
 @app.command()
+def compare(
+    inputs: Annotated[list[str], typer.Argument(help="Photos, or folders of them.")],
+    against: Annotated[
+        str, typer.Option(help="Codecs at full size, with commas; see docs/COMPARE.md for all.")
+    ] = "jpeg,jpeg2000,webp,avif,jpegxl",
+    models: Annotated[
+        str, typer.Option(help="carcodec's models, with commas. [those trained for --storages]")
+    ] = "",
+    storages: Annotated[
+        str, typer.Option(help="Codecs of the small image, with commas.")
+    ] = "avif,jpeg2000",
+    metric: Annotated[
+        str, typer.Option(help="psnr, psnr-y, ssim, ms-ssim, ssimulacra2, …, with commas.")
+    ] = "psnr",
+    rates: Annotated[str, typer.Option(help="Range of interest in bits per pixel.")] = "0.05:2",
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder for index.html, report.json, .csv, plots."),
+    ] = None,
+    view: Annotated[
+        str, typer.Option(help="Bits per pixel, with commas, at which the page shows pictures.")
+    ] = "0.25",
+    pictures: Annotated[int, typer.Option(min=0, help="How many pictures the page shows.")] = 24,
+    branches: Annotated[
+        bool, typer.Option("--branches", help="Print each of carcodec's models too.")
+    ] = False,
+    preset: Annotated[
+        str, typer.Option(help="A paper's comparison instead: rsrnet-table4 or car-table5.")
+    ] = "",
+    cache: Annotated[
+        Path | None, typer.Option(help="Where results are remembered. [user's cache folder]")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=0, help="Threads; 0 is all cores.")] = 0,
+    effort: Annotated[int, typer.Option(min=0, max=5, help="carcodec's.")] = storage.DEFAULT_EFFORT,
+    engine: Engine = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Compare carcodec with other codecs on your photos: bits at equal quality, and a report."""
+    from carcodec.compare import codecs as coders
+    from carcodec.compare import presets, report, run, summary
+
+    def parts(text: str) -> list[str]:
+        return [part.strip() for part in text.split(",") if part.strip()]
+
+    failures = 0
+
+    def complain(error: CarcodecError) -> None:
+        nonlocal failures
+        failures += 1
+        _complain(error)
+
+    with _bar("", disable=quiet) as bar:
+        task = bar.add_task("comparing", total=1.0)
+
+        def progress(what: str, share: float) -> None:
+            bar.update(task, description=what, completed=share)
+
+        if preset:
+            tables = presets.run(
+                preset, inputs, parts(models), engine=engine, progress=progress, complain=complain
+            )
+            for table in tables:
+                bar.console.print(presets.rendered(table))
+            if output is not None:
+                presets.save(tables, output)
+            if failures:
+                raise typer.Exit(1)
+            return
+        shown = _rates(view)
+        low, high = _range(rates)
+        chosen = [
+            *coders.carcodecs(parts(storages), parts(models), engine=engine, effort=effort),
+            *coders.standard(parts(against)),
+        ]
+        if output is not None:
+            report.check(output)
+        try:
+            found = run.compare(
+                inputs,
+                chosen,
+                metrics=parts(metric),
+                rates=(low, high),
+                jobs=jobs,
+                cache=cache,
+                progress=progress,
+                complain=complain,
+            )
+            for line in summary.lines(found, branches):
+                bar.console.print(line)
+            if output is not None:
+                bar.reset(task, description="report")
+                page = report.write(
+                    found, output, codecs=chosen, views=shown, pictures=pictures, progress=progress
+                )
+                bar.console.print(f"{page}", markup=False)
+        except KeyboardInterrupt:
+            _complain(
+                CarcodecError(
+                    f"interrupted; what is finished is kept in {cache or run.cache_folder()}, and "
+                    "the same command goes on from there"
+                )
+            )
+            raise typer.Exit(130) from None
+    if failures:
+        raise typer.Exit(1)
+
+
+def _rates(text: str) -> list[float]:
+    try:
+        found = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        found = []
+    if not found or min(found) <= 0:
+        raise typer.BadParameter(f"{text!r} is not bits per pixel, such as 0.25 or 0.1,0.5")
+    return found
+
+
+def _range(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError:
+        low, high = 1.0, 0.0
+    if not 0 <= low < high:
+        raise typer.BadParameter(f"{text!r} is not a range of bits per pixel, such as 0.05:2")
+    return low, high
+
+
+@app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe file, or the name of a shipped one.")],
     data: Annotated[Path, typer.Option(help="Folder of photos, or with train/ and val/ inside.")],
@@ -317,7 +445,7 @@ def train(
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Time budget.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
     init: Annotated[
-        Path | None, typer.Option(help="Start from the weights of this checkpoint.")
+        Path | None, typer.Option(help="Start from the weights of this checkpoint or model.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Threads = 0,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 __all__ = [
     "CarcodecError",
+    "CompareError",
     "ContainerError",
     "DataError",
     "DigestMismatchError",
     "EngineError",
     "ImageError",
     "LimitError",
+    "MetricError",
     "MissingDependencyError",
     "ModelNotFoundError",
     "NotACarimgError",
@@ -79,3 +81,11 @@ class DataError(CarcodecError):
 
 class TrainingError(CarcodecError):
     """Training cannot start, resume or go on."""
+
+
+class MetricError(CarcodecError):
+    """A quality metric is unknown, or what it needs is missing."""
+
+
+class CompareError(CarcodecError):
+    """A comparison cannot start or a codec under comparison failed."""

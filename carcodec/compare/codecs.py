@@ -1,0 +1,328 @@
+"""What is compared: standard codecs at their real strength, and carcodec's models."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import Image, features
+
+from carcodec import codec as core
+from carcodec import dial, storage, zoo
+from carcodec.errors import CompareError
+
+__all__ = ["STANDARD", "Codec", "carcodecs", "standard"]
+
+Pixels = NDArray[np.uint8]
+
+
+def _ready() -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Codec:
+    """One way to store a photo, at several qualities.
+
+    Attributes:
+        name: short and unique within a comparison; it names curves, rows and cached results.
+        encode: RGB ``(H, W, 3)`` uint8 and a quality to a whole file.
+        decode: the file to RGB ``(H, W, 3)`` uint8.
+        qualities: from few bytes to many, on the codec's own scale.
+        title: for people; the name where it is left out.
+        how: how it is run, in a few words; change it when ``encode`` changes, for results are
+            cached by it.
+        version: returns the version of what does the work; raises
+            :class:`~carcodec.errors.CompareError` where that is not installed.
+        families: curves that this codec's points belong to, each the convex hull over its members.
+        shown_as: MIME type, where browsers show the file itself.
+        whole: qualities between those listed are whole numbers.
+        small: the file to the small image that opens at once, for codecs that have one.
+    """
+
+    name: str
+    encode: Callable[[Pixels, float], bytes]
+    decode: Callable[[bytes], Pixels]
+    qualities: tuple[float, ...]
+    title: str = ""
+    how: str = ""
+    version: Callable[[], str] = _ready
+    families: tuple[str, ...] = ()
+    shown_as: str = ""
+    whole: bool = True
+    small: Callable[[bytes], Pixels] | None = None
+
+
+def standard(names: Iterable[str]) -> list[Codec]:
+    """The standard codecs of these names (keys of :data:`STANDARD`), ready to use.
+
+    Raises:
+        CompareError: unknown, or missing from what is installed; says how to get it.
+    """
+    found = []
+    for name in names:
+        if name not in STANDARD:
+            raise CompareError(f"unknown codec {name!r}: choose from {', '.join(STANDARD)}")
+        STANDARD[name].version()
+        found.append(STANDARD[name])
+    return found
+
+
+def carcodecs(
+    storages: Iterable[str] = ("avif", "jpeg2000"),
+    models: Iterable[str] = (),
+    *,
+    engine: str = "auto",
+    effort: int = storage.DEFAULT_EFFORT,
+) -> list[Codec]:
+    """carcodec's branches: each model with the storage codec that it was trained for.
+
+    Models named explicitly are taken instead, with each of ``storages``; with lossless ones they
+    have one point. All are members of the family ``carcodec``, and of ``carcodec-STORAGE``.
+
+    Raises:
+        ModelNotFoundError, StorageError: no such model or storage codec.
+        CompareError: there is nothing to compare.
+    """
+    listed = [storage.by_name(name).name for name in storages]
+    pairs = [(model, name) for name in listed for model in models]
+    if not pairs:
+        pairs = [(model, name) for name in listed for model in dial.branches(name)]
+    if not pairs:
+        raise CompareError(
+            f"no model is trained for {' or '.join(listed) or 'no storage codec'}: name some with "
+            "--models"
+        )
+    return [_branch(model, name, engine, effort) for model, name in pairs]
+
+
+# Qualities of LR; from what a thumbnail's bytes buy to where the storage codec is transparent.
+_LR_QUALITIES: dict[str, tuple[float, ...]] = {
+    "avif": (5, 14, 22, 30, 38, 46, 54, 62, 72, 84),
+    "jpeg2000": (4, 10, 16, 22, 28, 34, 40, 47, 56),
+}
+
+
+def _branch(model: str, storage_codec: str, engine: str, effort: int) -> Codec:
+    card = zoo.find(model)
+    stored = storage.by_name(storage_codec)
+    qualities: tuple[float, ...] = (100.0,)
+    if stored.lossy:
+        qualities = _LR_QUALITIES.get(storage_codec, (5, 15, 25, 35, 45, 55, 65, 75, 85))
+    memory = threading.local()  # qualities of one photo follow each other: downscale it once
+
+    def encode(image: Pixels, quality: float) -> bytes:
+        if getattr(memory, "image", None) is not image:
+            memory.image = image
+            memory.prepared = core.prepare(image, model=model, engine=engine, threads=1)
+        return core.store(
+            memory.prepared, storage_codec, quality if stored.lossy else None, 1, effort
+        ).data
+
+    def decode(data: bytes) -> Pixels:
+        return np.asarray(core.decode_array(data, engine=engine, threads=1))
+
+    made_for = card.storage == storage_codec
+    return Codec(
+        name=model if made_for else f"{model}-{storage_codec}",
+        title=f"{model} v{card.version}, {stored.title}",
+        encode=encode,
+        decode=decode,
+        qualities=qualities,
+        how=f"digest {card.short_digest.hex()}, {storage_codec}, effort {effort}, engine {engine}",
+        version=_own_version,
+        families=("carcodec", f"carcodec-{storage_codec}"),
+        whole=stored.whole,
+        small=lambda data: np.asarray(core.thumbnail(data).convert("RGB")),
+    )
+
+
+def _own_version() -> str:
+    from carcodec import __version__
+
+    return f"carcodec {__version__}"
+
+
+def _pillow(kind: str, **options: Any) -> Callable[[Pixels, float], bytes]:
+    def encode(image: Pixels, quality: float) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, kind, quality=round(quality), **options)
+        return buffer.getvalue()
+
+    return encode
+
+
+def _opened(data: bytes) -> Pixels:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _pillow_version(feature: str, name: str) -> Callable[[], str]:
+    def version() -> str:
+        if not features.check(feature):
+            raise CompareError(f"this Pillow has no {name}: pip install --upgrade pillow")
+        library = features.version(
+            "libjpeg_turbo" if feature == "jpg" and features.check("libjpeg_turbo") else feature
+        )
+        return f"{name} {library}, Pillow {PIL.__version__}"
+
+    return version
+
+
+def _imagecodecs_version(prefix: str, name: str, check: str) -> Callable[[], str]:
+    def version() -> str:
+        import imagecodecs
+
+        listed = dict(part.rsplit("-", 1) for part in imagecodecs.version().split(", "))
+        if not getattr(imagecodecs, check).available:
+            raise CompareError(
+                f"this imagecodecs has no {name}: pip install --upgrade imagecodecs, or leave it "
+                "out of --against"
+            )
+        return f"{name} {listed.get(prefix, '')}, imagecodecs {imagecodecs.__version__}".replace(
+            " ,", ","
+        )
+
+    return version
+
+
+def _jpeg2000(image: Pixels, quality: float) -> bytes:
+    import imagecodecs
+
+    options: dict[str, Any] = {"level": quality, "reversible": False, "codecformat": "j2k"}
+    return bytes(imagecodecs.jpeg2k_encode(image, numthreads=1, **options))
+
+
+def _jpeg2000_back(data: bytes) -> Pixels:
+    import imagecodecs
+
+    return np.asarray(imagecodecs.jpeg2k_decode(data, numthreads=1))
+
+
+def _avif(sampling: str) -> Callable[[Pixels, float], bytes]:
+    def encode(image: Pixels, quality: float) -> bytes:
+        import imagecodecs
+
+        return bytes(
+            imagecodecs.avif_encode(
+                image, level=round(quality), speed=6, pixelformat=sampling, numthreads=2
+            )
+        )
+
+    return encode
+
+
+def _avif_back(data: bytes) -> Pixels:
+    import imagecodecs
+
+    return np.asarray(imagecodecs.avif_decode(data, numthreads=1))
+
+
+def _avif_as_stored(image: Pixels, quality: float) -> bytes:
+    return storage.by_name("avif").encode(image, quality, 1)
+
+
+def _jpegxl(image: Pixels, quality: float) -> bytes:
+    import imagecodecs
+
+    options: dict[str, Any] = {"level": quality, "lossless": False, "effort": 7}
+    return bytes(imagecodecs.jpegxl_encode(image, usecontainer=False, numthreads=1, **options))
+
+
+def _jpegxl_back(data: bytes) -> Pixels:
+    import imagecodecs
+
+    return np.asarray(imagecodecs.jpegxl_decode(data, numthreads=1))
+
+
+def _mozjpeg(image: Pixels, quality: float) -> bytes:
+    import imagecodecs
+
+    return bytes(imagecodecs.mozjpeg_encode(image, level=round(quality), subsampling="420"))
+
+
+def _jpegli(image: Pixels, quality: float) -> bytes:
+    import pyjpegli
+
+    height, width = image.shape[:2]
+    data: bytes = pyjpegli.encode(
+        np.ascontiguousarray(image), width, height, quality=round(quality)
+    )
+    return data
+
+
+def _jpegli_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"jpegli, pyjpegli {version('pyjpegli')}"
+    except PackageNotFoundError as error:
+        raise CompareError(
+            "jpegli needs its package: pip install pyjpegli, or leave it out of --against"
+        ) from error
+
+
+_JPEG = (1, 4, 8, 13, 20, 32, 50, 70, 85, 94)
+_AVIF = (3, 12, 22, 32, 42, 52, 62, 72, 82, 92)
+
+STANDARD: dict[str, Codec] = {
+    c.name: c
+    for c in (
+        Codec(
+            "jpeg", _pillow("JPEG", optimize=True, progressive=True, subsampling=2), _opened,
+            _JPEG, "JPEG", "libjpeg-turbo, optimised, progressive, 4:2:0",
+            _pillow_version("jpg", "libjpeg-turbo"), shown_as="image/jpeg",
+        ),
+        Codec(
+            "jpeg-444", _pillow("JPEG", optimize=True, progressive=True, subsampling=0), _opened,
+            _JPEG, "JPEG 4:4:4", "libjpeg-turbo, optimised, progressive, 4:4:4",
+            _pillow_version("jpg", "libjpeg-turbo"), shown_as="image/jpeg",
+        ),
+        Codec(
+            "mozjpeg", _mozjpeg, _opened, _JPEG, "MozJPEG", "mozjpeg, its own settings, 4:2:0",
+            _imagecodecs_version("mozjpeg", "mozjpeg", "MOZJPEG"), shown_as="image/jpeg",
+        ),
+        Codec(
+            "jpegli", _jpegli, _opened, _JPEG, "jpegli", "jpegli, its own settings",
+            _jpegli_version, shown_as="image/jpeg",
+        ),
+        Codec(
+            "jpeg2000", _jpeg2000, _jpeg2000_back, (20, 22.5, 25, 27.5, 30, 33, 36, 39, 42, 46),
+            "JPEG 2000",
+            "OpenJPEG, irreversible, colour transform, target PSNR in dB (rate allocation by MSE, "
+            "the only one it has), bare codestream",
+            _imagecodecs_version("openjpeg", "OpenJPEG", "JPEG2K"), whole=False,
+        ),
+        Codec(
+            "webp", _pillow("WEBP", method=6), _opened, (0, 5, 12, 22, 35, 50, 66, 80, 90, 97),
+            "WebP", "libwebp, method 6, 4:2:0", _pillow_version("webp", "libwebp"),
+            shown_as="image/webp",
+        ),
+        Codec(
+            "avif", _avif("420"), _avif_back, _AVIF, "AVIF",
+            "libaom, speed 6, 4:2:0, libavif's default tuning (iq since 1.4, ssim before)",
+            _imagecodecs_version("libavif", "libavif", "AVIF"), shown_as="image/avif",
+        ),
+        Codec(
+            "avif-444", _avif("444"), _avif_back, _AVIF, "AVIF 4:4:4",
+            "libaom, speed 6, 4:4:4, libavif's default tuning (iq since 1.4, ssim before)",
+            _imagecodecs_version("libavif", "libavif", "AVIF"), shown_as="image/avif",
+        ),
+        Codec(
+            "avif-tuned", _avif_as_stored, _avif_back, _AVIF, "AVIF 4:4:4 tune=ssim",
+            "libaom, speed 6, 4:4:4, tune=ssim: as carcodec stores the small image",
+            _pillow_version("avif", "libavif"), shown_as="image/avif",
+        ),
+        Codec(
+            "jpegxl", _jpegxl, _jpegxl_back, (3, 10, 22, 36, 50, 62, 74, 84, 91, 96),
+            "JPEG XL", "libjxl, effort 7, bare codestream",
+            _imagecodecs_version("libjxl", "libjxl", "JPEGXL"), whole=False,
+        ),
+    )
+}  # fmt: skip
