@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -39,23 +40,26 @@ def load(card: ModelCard, side: str, threads: int = 0, precision: str = "") -> N
         if part.functions:  # OpenVINO's reader knows no local functions
             part = inliner.inline_local_functions(part)
         network = core.read_model(part.SerializeToString(), b"")
-        return core.compile_model(network, "CPU", config).create_infer_request()
+        return core.compile_model(network, "CPU", config)
 
     try:
         if any(node.op_type == _RESAMPLER for node in model.graph.node):
             trunk, rest = _split(model)
-            requests = [compile(trunk, free), compile(rest, exact)]
+            compiled = [compile(trunk, free), compile(rest, exact)]
         else:
-            requests = [compile(model, free)]
+            compiled = [compile(model, free)]
     except Exception as error:
         raise EngineError(f"OpenVINO cannot load {card.name}: {error}") from error
 
     sources = len(model.graph.input)
+    own = threading.local()  # a request holds its results: threads must not share it
 
     def run(image: NDArray[np.float32], quality: float = 1.0) -> NDArray[np.float32]:
         inputs = [image, np.array([quality], np.float32)][:sources]
         try:
-            for request in requests:
+            if not hasattr(own, "requests"):
+                own.requests = [part.create_infer_request() for part in compiled]
+            for request in own.requests:
                 found = request.infer(inputs, share_inputs=True, share_outputs=True)
                 inputs = [image, *found.values()]
         except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,25 @@ def test_missing_engines_name_their_extra(monkeypatch: pytest.MonkeyPatch) -> No
     hidden.add("onnxruntime")
     with pytest.raises(MissingDependencyError, match="pip install onnxruntime"):
         engines.get("auto")
+
+
+@pytest.mark.parametrize("engine", engines.ENGINES)
+def test_threads_do_not_mix_their_pictures(
+    engine: str, tiny: zoo.ModelCard, taipei: Image.Image
+) -> None:
+    boxes = [(x, 300, x + 64 + 2 * x, 428) for x in range(0, 96, 12)]
+    pictures = [np.asarray(taipei.crop(box)) for box in boxes]
+
+    def both(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        small = codec.downscale(image, tiny, engine, 1)
+        size = (image.shape[1], image.shape[0])
+        return small, codec.upscale(small, size, 8, tiny, engine, 1)
+
+    alone = [both(image) for image in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(both, pictures * 4))
+    for expected, found in zip(alone * 4, together, strict=True):
+        assert all((a == b).all() for a, b in zip(expected, found, strict=True))
 
 
 def test_unknown_engine() -> None:
