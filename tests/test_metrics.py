@@ -1,15 +1,19 @@
-"""PSNR and SSIM against scikit-image on real pictures."""
+"""PSNR, SSIM and MS-SSIM against reference implementations on real pictures."""
 
 from __future__ import annotations
 
 import math
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from pytorch_msssim import ms_ssim
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from carcodec import metrics
+from carcodec.errors import MetricError
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +57,41 @@ def test_edges() -> None:
         metrics.psnr(flat, flat[:2])
     with pytest.raises(ValueError, match="cannot compare"):
         metrics.ssim(flat, flat.astype(np.uint16))
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_ms_ssim_is_pytorch_msssims(pair: tuple[np.ndarray, np.ndarray], grey: bool) -> None:
+    a, b = (metrics.luma(image) if grey else image.astype(np.float64) for image in pair)
+    tensors = [torch.from_numpy(np.atleast_3d(image)).movedim(-1, 0)[None] for image in (a, b)]
+    expected = float(ms_ssim(*tensors, data_range=255))
+    assert metrics.ms_ssim(a, b) == pytest.approx(expected, abs=1e-6)
+
+
+def test_ms_ssim_at_odd_sizes_and_edges(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    a, b = pair
+    whole, odd = metrics.ms_ssim(a, b), metrics.ms_ssim(a[:-1, :-3], b[:-1, :-3])
+    assert odd == pytest.approx(whole, abs=0.002)
+    assert metrics.ms_ssim(a, a) == pytest.approx(1)
+    assert math.isnan(metrics.ms_ssim(a[:175], b[:175]))
+    assert 0 <= metrics.ms_ssim(a, 255 - a) < whole  # a negative structure counts as none
+
+
+@pytest.mark.parametrize("metric", metrics.METRICS, ids=lambda m: m.name)
+def test_every_metric_prefers_the_better_picture(
+    metric: metrics.Metric, pair: tuple[np.ndarray, np.ndarray]
+) -> None:
+    if metric.name == "butteraugli" and not shutil.which("butteraugli_main"):
+        with pytest.raises(MetricError, match="install libjxl-tools"):
+            metrics.by_name("butteraugli")
+        return
+    a, b = (image[200:440, 200:440].copy() for image in pair)
+    between = ((a.astype(np.uint16) + b) // 2).astype(np.uint8)
+    compute = metrics.by_name(metric.name).compare
+    worse, better = metric.scale(compute(a, b)), metric.scale(compute(a, between))
+    assert worse < better
+    assert metric.title.split(",")[0] in metric.axis
+
+
+def test_ssimulacra2_of_equal_pictures_is_100(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    part = pair[0][:200, :200].copy()
+    assert metrics.by_name("ssimulacra2").compare(part, part) == pytest.approx(100)

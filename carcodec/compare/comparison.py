@@ -265,7 +265,13 @@ class Comparison:
     def to_json(self) -> str:
         """Everything that was measured, for :meth:`from_json`."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name[0] != "_"}
-        return json.dumps(data | {"format": 1}, default=dataclasses.asdict, indent=1)
+        data["points"] = [
+            dataclasses.asdict(p) | {"metrics": {k: _number(v) for k, v in p.metrics.items()}}
+            for p in self.points
+        ]
+        return json.dumps(
+            data | {"format": 1}, default=dataclasses.asdict, indent=1, allow_nan=False
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Comparison:
@@ -279,7 +285,10 @@ class Comparison:
             if data.pop("format") != 1:
                 raise CompareError("this comparison was written by a newer carcodec: upgrade")
             data["pictures"] = tuple(Picture(**p) for p in data["pictures"])
-            data["points"] = tuple(Point(**p) for p in data["points"])
+            data["points"] = tuple(
+                Point(**p | {"metrics": {k: _value(v) for k, v in p["metrics"].items()}})
+                for p in data["points"]
+            )
             for name in ("metrics", "rates", "notes"):
                 data[name] = tuple(data[name])
             return cls(**data)
@@ -300,3 +309,12 @@ class Comparison:
 
 
 _BY_NAME = {m.name: m for m in measures.METRICS}
+
+
+def _number(value: float) -> float | None:
+    """For JSON, which has no NaN: a metric may have no value for a small picture."""
+    return value if math.isfinite(value) else None
+
+
+def _value(number: float | None) -> float:
+    return math.nan if number is None else number

@@ -30,8 +30,6 @@
     const lines = data.curves[metric][$("picture").value];
     const drawn = data.codecs.filter((c) => (c.shown || $("branches").checked) && lines[c.name].length);
     const [low, high] = data.rates;
-    const aligned = uPlot.join(drawn.map((c) => [
-      lines[c.name].map((p) => p[0]), lines[c.name].map((p) => p[1])]));
     let least = Infinity, most = -Infinity;
     for (const c of drawn) for (const [x, y] of lines[c.name]) if (x >= low && x <= high) {
       least = Math.min(least, y); most = Math.max(most, y);
@@ -51,6 +49,11 @@
       return ys[a] + share * (ys[b] - ys[a]);
     };
     if (chart) chart.destroy();
+    chart = null;
+    $("chart").textContent = drawn.length ? "" : "This picture has no figures by this metric: it is too small for it.";
+    if (!drawn.length) return;
+    const aligned = uPlot.join(drawn.map((c) => [
+      lines[c.name].map((p) => p[0]), lines[c.name].map((p) => p[1])]));
     chart = new uPlot({
       width, height: Math.min(460, Math.max(300, width * 0.6)),
       scales: { x: { distr: 3, time: false, range: (u, a, b) => (u.zoomed ? [a, b] : [Math.max(low, 0.01), high]) },
