@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rate_distortion
 from PIL import Image
 from rich.progress import track
 
 import carcodec
 from carcodec import atomic, codec, container, dial, metrics, zoo
+from carcodec.compare import curves
 
 Grid = dict[float, np.ndarray]  # quality to (photos, 2): bpp and PSNR
 DIAL = Path(zoo.__file__).parent / "dial.toml"
@@ -60,12 +60,12 @@ def measure(photos: list[np.ndarray], model: str, storage: str, grid: list[float
 
 def vertices(grids: dict[str, Grid]) -> list[tuple[str, float]]:
     """(model, quality) of the vertices, by rate: means of log bits and of PSNR over photos."""
-    points: list[Any] = [
-        (float(np.exp(np.log(rows[:, 0]).mean())), float(rows[:, 1].mean()), model, quality)
+    points = {
+        (float(np.exp(np.log(rows[:, 0]).mean())), float(rows[:, 1].mean())): (model, quality)
         for model, grid in grids.items()
         for quality, rows in grid.items()
-    ]
-    return [(model, quality) for _, _, model, quality in rate_distortion.hull(points)]
+    }
+    return [points[corner] for corner in curves.hull(list(points))]
 
 
 def parts(grids: dict[str, Grid]) -> list[tuple[str, float, float]]:

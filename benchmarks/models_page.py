@@ -22,7 +22,7 @@ LR; "paper" is CAR with EDSR 32×256 (IEEE TIP 2020, Table I), about a hundred t
 
 Models named after a storage codec are trained for it: both networks through the codec itself, the
 upscaler told the stored quality. Their figures are means over photos at qualities of that codec,
-whole files at the default effort, from `python benchmarks/rate_distortion.py`.
+whole files at the default effort, from `python benchmarks/results.py`.
 
 car-x2 version 3 moves most of the downscaler's work to half of LR resolution (`context`): it
 encodes a quarter faster than version 2 and gives up 0.2 dB.

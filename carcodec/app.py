@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 
 from carcodec import codec, container, dial, files, metrics, pixels, rate, storage, zoo
-from carcodec.errors import CarcodecError, MissingDependencyError
+from carcodec.errors import CarcodecError, CompareError, MissingDependencyError
 
 __all__ = ["app", "main"]
 
@@ -399,9 +399,20 @@ def compare(
                 bar.console.print(line)
             if output is not None:
                 bar.reset(task, description="report")
-                page = report.write(
-                    found, output, codecs=chosen, views=shown, pictures=pictures, progress=progress
-                )
+                try:
+                    page = report.write(
+                        found,
+                        output,
+                        codecs=chosen,
+                        views=shown,
+                        pictures=pictures,
+                        progress=progress,
+                    )
+                except OSError as error:
+                    raise CompareError(
+                        f"the report cannot be written to {output}: {error.strerror}; what was "
+                        f"measured is kept in {cache or run.cache_folder()}"
+                    ) from error
                 bar.console.print(f"{page}", markup=False)
         except KeyboardInterrupt:
             _complain(

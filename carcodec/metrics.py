@@ -43,7 +43,11 @@ def psnr(original: NDArray[Any], restored: NDArray[Any], border: int = 0) -> flo
         ValueError: shapes or dtypes differ.
     """
     a, b = _pair(original, restored, border)
-    error = float(np.mean((a - b) ** 2))
+    if original.dtype == np.uint8:  # whole numbers are exact, and ten times as fast
+        difference = np.subtract(a, b, dtype=np.int32)
+        error = float(np.square(difference, out=difference).sum(dtype=np.int64) / a.size)
+    else:
+        error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
     peak = 65535 if original.dtype == np.uint16 else 255
     return math.inf if error == 0 else 10 * math.log10(peak**2 / error)
 
@@ -57,7 +61,7 @@ def ssim(original: NDArray[Any], restored: NDArray[Any], border: int = 0) -> flo
     Raises:
         ValueError: shapes or dtypes differ.
     """
-    a, b = _pair(original, restored, border)
+    a, b = (x.astype(np.float64) for x in _pair(original, restored, border))
     if min(a.shape[:2]) < 11:
         return math.nan
     similarity, _ = _structure(a, b, 65535 if original.dtype == np.uint16 else 255)
@@ -75,7 +79,7 @@ def ms_ssim(original: NDArray[Any], restored: NDArray[Any]) -> float:
     Raises:
         ValueError: shapes or dtypes differ.
     """
-    a, b = _pair(original, restored, 0)
+    a, b = (x.astype(np.float64) for x in _pair(original, restored, 0))
     if min(a.shape[:2]) < 11 * 2 ** (len(_MS_WEIGHTS) - 1):
         return math.nan
     peak = 65535 if original.dtype == np.uint16 else 255
@@ -112,17 +116,14 @@ def _halve(image: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _pair(
     original: NDArray[Any], restored: NDArray[Any], border: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[NDArray[Any], NDArray[Any]]:
     if original.shape != restored.shape or original.dtype != restored.dtype:
         raise ValueError(
             f"cannot compare {original.shape} {original.dtype} with "
             f"{restored.shape} {restored.dtype}"
         )
     inside = slice(border, -border or None)
-    return (
-        original[inside, inside].astype(np.float64),
-        restored[inside, inside].astype(np.float64),
-    )
+    return original[inside, inside], restored[inside, inside]
 
 
 def _blur(image: NDArray[np.float64]) -> NDArray[np.float64]:

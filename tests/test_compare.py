@@ -6,6 +6,10 @@ import csv
 import io
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -361,6 +365,24 @@ def test_command_line_says_what_is_wrong(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     code, text = run(picture, "-o", str(tmp_path / "file" / "report"))
     assert code == 1 and "cannot be written" in text
+
+
+def test_interrupting_keeps_finished_work(taipei: Image.Image, tmp_path: Path) -> None:
+    taipei.save(tmp_path / "taipei.png")
+    cache = tmp_path / "cache"
+    command = [sys.executable, "-m", "carcodec", "compare", str(tmp_path / "taipei.png")]
+    command += ["--against", "jpeg,avif", "--models", "tiny-x2", "--cache", str(cache)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    while not list(cache.rglob("*.json")) and running.poll() is None:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "interrupted; what is finished is kept in" in said.replace("\n", " ")
+    assert "Traceback" not in said
+    for path in cache.rglob("*.json"):
+        assert json.loads(path.read_text())
 
 
 @pytest.mark.parametrize("preset", sorted(presets.PRESETS))

@@ -68,7 +68,16 @@ def test_same_bytes_in_the_viewer(folder: Path) -> None:
         budget = shown["carcodec"]["bytes"]
         for name in ("jpeg", "jpeg2000"):
             # one step of JPEG's quality is several per cent of so small a file
-                assert budget <= shown[name]["bytes"] < 1.12 * budget
+            assert budget <= shown[name]["bytes"] < 1.12 * budget
+
+
+def test_a_comparison_that_was_kept_reports_without_its_viewer(
+    folder: Path, tmp_path: Path
+) -> None:
+    kept = Comparison.from_json((folder / "report.json").read_text())
+    page = kept.report(tmp_path).read_text()
+    assert '"views": []' in page
+    assert (tmp_path / "report.csv").read_bytes() == (folder / "report.csv").read_bytes()
 
 
 @pytest.fixture(scope="module")

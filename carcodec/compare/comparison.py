@@ -302,10 +302,15 @@ class Comparison:
         return plot.figure(self, self._metric(metric), picture, names)
 
     def report(self, folder: str | Path, views: Iterable[float] = (0.25,)) -> Path:
-        """Write the report: see :func:`carcodec.compare.report.write`."""
+        """Write the report: see :func:`carcodec.compare.report.write`.
+
+        One that was read back from JSON has no codecs that could encode again, and its page no
+        viewer.
+        """
         from carcodec.compare import report
 
-        return report.write(self, Path(folder), views=tuple(views))
+        codecs = self._memory.get("codecs", ())
+        return report.write(self, Path(folder), codecs=codecs, views=tuple(views))
 
 
 _BY_NAME = {m.name: m for m in measures.METRICS}

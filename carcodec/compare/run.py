@@ -126,7 +126,7 @@ def compare(
     tasks = [(picture, codec) for picture in pictures for codec in chosen]
     runner = _Runner(wanted, high, folder, versions, progress, len(tasks))
     found = runner.run(tasks, jobs or os.cpu_count() or 1)
-    return Comparison(
+    comparison = Comparison(
         pictures=tuple(pictures),
         codecs={
             codec.name: {
@@ -143,6 +143,8 @@ def compare(
         date=date.today().isoformat(),
         notes=tuple(notes),
     )
+    comparison._memory["codecs"] = tuple(chosen)  # for its report, which encodes again
+    return comparison
 
 
 def paths(

@@ -1,0 +1,239 @@
+"""Write docs/RESULTS.md, docs/rd.png and README's table: carcodec compared on the evaluation sets.
+
+    python benchmarks/results.py EVAL [--sets Kodak Set5 …] [--urban 5] [--cache FOLDER]
+        [--report FOLDER] [--figures figures.json]
+
+EVAL holds the sets as folders of PNG files. Everything goes through carcodec.compare, which
+remembers each result in --cache, so that a run goes on where it stopped. Of Urban100, 80
+megapixels, every --urban'th picture is taken. --figures writes what `carcodec export --measured`
+puts onto the cards. --report writes Kodak's report there as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+
+from carcodec import atomic, metrics
+from carcodec.compare import Comparison, carcodecs, compare, plot, report, standard
+from carcodec.compare.run import AGAINST
+
+ROOT = Path(__file__).parent.parent
+SETS = ("Kodak", "Set5", "Set14", "BSD100", "Urban100")
+SPANS = ((0.05, 0.25), (0.1, 0.5), (0.05, 2.0))
+# the storage codec at full size that each hull is held against, and by how much it may lose
+OWN = {"carcodec-avif": "avif-tuned", "carcodec-jpeg2000": "jpeg2000"}
+WORST = 5.0
+ANCHORS = (*AGAINST, "avif-tuned")
+TITLES = {m.name: m.title for m in metrics.METRICS}
+
+
+def percent(value: float) -> str:
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:+.1f}".replace("-", "−")
+
+
+def bd_table(found: Comparison, metric: str, span: tuple[float, float]) -> list[str]:
+    names = [n for n in found.names if n not in ANCHORS]
+    deltas = {anchor: found.bd_rate(anchor, metric, span) for anchor in ANCHORS}
+    lines = [
+        f"| {TITLES[metric]}, {span[0]:g}–{span[1]:g} bpp | "
+        + " | ".join(found.title(a) for a in ANCHORS)
+        + " |",
+        "|---" * (len(ANCHORS) + 1) + "|",
+    ]
+    for name in [*names, "avif-tuned"]:
+        cells = [found.title(name)]
+        for anchor in ANCHORS:
+            delta = deltas[anchor].get(name)
+            if delta is None:
+                cells.append("")
+                continue
+            few = "" if delta.overlapping == len(found.pictures) else f" ({delta.overlapping})"
+            cells.append(percent(delta.mean) + few)
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def losses(found: Comparison) -> list[str]:
+    """Per picture: against the storage codec itself, and against AVIF as libavif makes it."""
+    lines = []
+    for family, own in OWN.items():
+        for span in SPANS[:2]:
+            delta = found.bd_rate(own, "psnr", span)[family]
+            values = {k: v for k, v in delta.by_picture.items() if math.isfinite(v)}
+            if not values:
+                continue
+            worst = max(values, key=values.__getitem__)
+            over = sum(v > WORST for v in values.values())
+            lines.append(
+                f"- {found.title(family)} against {found.title(own)} at full size, "
+                f"{span[0]:g}–{span[1]:g} bpp: worst {percent(values[worst])} % ({worst}), best "
+                f"{percent(min(values.values()))} %; more than {WORST:g} % worse on {over} of "
+                f"{len(values)} pictures."
+            )
+    return [*lines, ""]
+
+
+def crossings(found: Comparison, chosen: list[str]) -> list[str]:
+    lines = []
+    for metric in chosen:
+        for anchor in ANCHORS:
+            for c in found.crossovers(anchor, metric):
+                if c.codec == "carcodec":
+                    better = "carcodec" if c.better_above else found.title(anchor)
+                    lines.append(
+                        f"- {TITLES[metric]}: {better} is better above {c.bpp:.2g} bpp, of "
+                        f"carcodec and {found.title(anchor)}."
+                    )
+    return [*lines, ""]
+
+
+def page(found: dict[str, Comparison], command: str) -> str:
+    first = next(iter(found.values()))
+    lines = [
+        "# Results",
+        "",
+        f"Written by `{command}` on {first.date}, Python {platform.python_version()}. "
+        "How codecs are run and figures made is said in [PROTOCOL.md](PROTOCOL.md) and "
+        "[COMPARE.md](COMPARE.md).",
+        "",
+        "BD-rates in per cent, computed for each picture and averaged; negative: fewer bits "
+        "than the column's codec at equal quality. A number in brackets: pictures with an "
+        'overlap. "carcodec" is the hull over its models, with a storage codec\'s name over those '
+        "that store with it. SSIM and MS-SSIM are compared as −10 log₁₀(1 − x). AVIF is what "
+        "libavif makes of a photo by default (4:2:0, its tuning for looks); AVIF 4:4:4 tune=ssim "
+        "is what carcodec stores with, used at full size without any network: the difference to "
+        "it is what the networks do.",
+        "",
+        "![Rate-distortion on Kodak](rd.png)",
+        "",
+    ]
+    for name, one in found.items():
+        count = len(one.pictures)
+        lines += [f"## {name}, {count} pictures", ""]
+        chosen = [m for m in one.metrics if m != "psnr-y"]
+        spans = SPANS if name == "Kodak" else SPANS[:2]
+        for metric in chosen:
+            for span in spans:
+                lines += bd_table(one, metric, span)
+        lines += losses(one)
+        lines += crossings(one, chosen)
+        if one.notes:
+            lines += [*(f"- {note}" for note in one.notes), ""]
+    lines += ["## Versions", "", "| codec | run as | version |", "|---|---|---|"]
+    lines += [
+        f"| {about['title']} | {about['how']} | {about['version']} |"
+        for about in first.codecs.values()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def readme_table(found: Comparison) -> str:
+    lines = [
+        "| | " + " | ".join(found.title(a) for a in ANCHORS) + " |",
+        "|---" * (len(ANCHORS) + 1) + "|",
+    ]
+    families = [n for n in found.families if n != "carcodec"] or ["carcodec"]
+    rows = [(f, m, s) for f in families for m in ("psnr",) for s in SPANS[:2]]
+    rows += [(families[0], m, SPANS[1]) for m in ("ssim", "ms-ssim") if m in found.metrics]
+    for family, metric, span in rows:
+        cells = [f"{found.title(family)}, {span[0]:g}–{span[1]:g} bpp, {TITLES[metric]}"]
+        for anchor in ANCHORS:
+            delta = found.bd_rate(anchor, metric, span)[family]
+            cells.append(percent(delta.mean) + " %")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def figures(found: Comparison, name: str) -> dict[str, Any]:
+    """What cards hold: means by quality, and BD-rates."""
+    cards: dict[str, Any] = {}
+    for codec, about in found.codecs.items():
+        if not about["families"]:
+            continue
+        entry: dict[str, Any] = {}
+        for anchor in ANCHORS:
+            for low, high in SPANS[:2]:
+                delta = found.bd_rate(anchor, "psnr", (low, high))[codec]
+                if delta.overlapping == len(found.pictures):
+                    key = f"BD-rate % RGB PSNR {low:g}:{high:g} bpp against {anchor}"
+                    entry[key] = round(delta.mean, 1)
+        by_quality: dict[float, list[list[float]]] = {}
+        for p in found.points:
+            if p.codec == codec:
+                row = [p.bpp, p.metrics["psnr"], p.metrics["psnr-y"]]
+                by_quality.setdefault(p.quality, []).append(row)
+        for quality, rows in by_quality.items():
+            if len(rows) == len(found.pictures):
+                entry[f"q{quality:g}"] = [round(float(v), 3) for v in np.mean(rows, 0)]
+        cards[codec] = {name: entry}
+    return cards
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--sets", nargs="*", default=list(SETS), choices=SETS)
+    parser.add_argument("--urban", type=int, default=5)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--report", type=Path)
+    parser.add_argument("--figures", type=Path)
+    parser.add_argument("--jobs", type=int, default=0)
+    arguments = parser.parse_args()
+    chosen = [*carcodecs(), *standard(ANCHORS)]
+    found: dict[str, Comparison] = {}
+    with Progress() as bar:
+        for name in arguments.sets:
+            task = bar.add_task(name, total=1.0)
+            pictures = sorted((arguments.folder / name).glob("*.png"))
+            if name == "Urban100":
+                pictures = pictures[:: arguments.urban]
+            kodak = name == "Kodak"
+            found[name] = compare(
+                pictures, chosen,
+                metrics=["psnr", "psnr-y", "ssim", "ms-ssim"] if kodak else ["psnr", "ssim"],
+                rates=(0.05, 2.0), cache=arguments.cache, jobs=arguments.jobs,
+                progress=lambda what, share, task=task: bar.update(task, completed=share),  # type: ignore[misc]
+            )  # fmt: skip
+            bar.update(task, completed=1.0)
+    command = "python benchmarks/results.py EVAL"
+    if arguments.sets != list(SETS):
+        command += f" --sets {' '.join(arguments.sets)}"
+    text = page(found, command)
+    if "Urban100" in found:
+        text = text.replace(
+            f"## Urban100, {len(found['Urban100'].pictures)} pictures\n",
+            f"## Urban100, {len(found['Urban100'].pictures)} pictures (every "
+            f"{arguments.urban}th of the set)\n",
+        )
+    atomic.write(ROOT / "docs" / "RESULTS.md", text.encode())
+    if "Kodak" not in found:
+        return
+    kodak_found = found["Kodak"]
+    drawn = plot.figure(kodak_found, "psnr", names=[*kodak_found.families, *ANCHORS])
+    atomic.write(ROOT / "docs" / "rd.png", plot.rendered(drawn, "png"))
+    readme = ROOT / "README.md"
+    marks = ("<!-- results: benchmarks/results.py -->\n", "\n<!-- /results -->")
+    pattern = re.escape(marks[0]) + ".*?" + re.escape(marks[1])
+    table = marks[0] + readme_table(kodak_found) + marks[1]
+    old = readme.read_text("utf-8")
+    readme.write_text(re.sub(pattern, lambda _: table, old, flags=re.DOTALL), "utf-8")
+    if arguments.figures:
+        content = json.dumps(figures(kodak_found, "Kodak"), indent=1)
+        atomic.write(arguments.figures, content.encode())
+    if arguments.report:
+        report.write(kodak_found, arguments.report, codecs=chosen)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""``python -m carcodec``."""
+
+from carcodec.app import main
+
+main()
