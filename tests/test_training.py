@@ -13,7 +13,7 @@ from PIL import Image
 import carcodec
 from carcodec import zoo
 from carcodec.codec import upscale
-from carcodec.errors import DataError, RecipeError, TrainingError
+from carcodec.errors import DataError, ModelNotFoundError, RecipeError, TrainingError
 from carcodec.training import loop
 from carcodec.training.data import Patches, load_images, split
 from carcodec.training.export import export
@@ -251,6 +251,21 @@ def test_a_run_can_start_from_anothers_weights(tmp_path: Path, data: Path) -> No
             load_recipe(path), data, tmp_path / "third", minutes=0.01,
             init=tmp_path / "first" / "checkpoint.pt",
         )  # fmt: skip
+
+
+def test_a_run_can_start_from_a_model(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_recipe(recipe(tmp_path))
+    psnr = loop.train(loaded, data, tmp_path / "first", minutes=0.02)
+    card = export(tmp_path / "first" / "checkpoint.pt", tmp_path / "models")
+    monkeypatch.setenv("CARCODEC_MODELS", str(tmp_path / "models"))
+    for start in (card.parent, Path(loaded.name)):
+        trainer = loop._Trainer(loaded, data, torch.device("cpu"))
+        trainer.start_from(start)
+        assert trainer.validate() == pytest.approx(psnr)
+    with pytest.raises(ModelNotFoundError, match="model nowhere is not installed"):
+        loop.train(loaded, data, tmp_path / "other", minutes=0.01, init=Path("nowhere"))
 
 
 def test_a_diverged_run_stops_itself(tmp_path: Path, data: Path) -> None:
