@@ -1,12 +1,12 @@
 """Write docs/RESULTS.md, docs/rd.png and README's table: carcodec compared on the evaluation sets.
 
-    python benchmarks/results.py EVAL [--sets Kodak Set5 …] [--urban 5] [--cache FOLDER]
+    python benchmarks/results.py EVAL [--sets Kodak Set5 …] [--all] [--cache FOLDER]
         [--report FOLDER] [--figures figures.json]
 
 EVAL holds the sets as folders of PNG files. Everything goes through carcodec.compare, which
-remembers each result in --cache, so that a run goes on where it stopped. Of Urban100, 80
-megapixels, every --urban'th picture is taken. --figures writes what `carcodec export --measured`
-puts onto the cards. --report writes Kodak's report there as well.
+remembers each result in --cache, so that a run goes on where it stopped. Of BSD100 every fifth
+picture is taken and of Urban100 every twentieth, unless --all is given. --figures writes what
+`carcodec export --measured` puts onto the cards. --report writes Kodak's report there as well.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from carcodec.compare.run import AGAINST
 
 ROOT = Path(__file__).parent.parent
 SETS = ("Kodak", "Set5", "Set14", "BSD100", "Urban100")
+EVERY = {"BSD100": 5, "Urban100": 20}
 SPANS = ((0.05, 0.25), (0.1, 0.5), (0.05, 2.0))
 # the storage codec at full size that each hull is held against, and by how much it may lose
 OWN = {"carcodec-avif": "avif-tuned", "carcodec-jpeg2000": "jpeg2000"}
@@ -98,7 +99,7 @@ def crossings(found: Comparison, chosen: list[str]) -> list[str]:
     return [*lines, ""]
 
 
-def page(found: dict[str, Comparison], command: str) -> str:
+def page(found: dict[str, Comparison], command: str, every: dict[str, int]) -> str:
     first = next(iter(found.values()))
     lines = [
         "# Results",
@@ -120,7 +121,8 @@ def page(found: dict[str, Comparison], command: str) -> str:
     ]
     for name, one in found.items():
         count = len(one.pictures)
-        lines += [f"## {name}, {count} pictures", ""]
+        part = f" (every {every[name]}th of the set)" if name in every else ""
+        lines += [f"## {name}, {count} pictures{part}", ""]
         chosen = [m for m in one.metrics if m != "psnr-y"]
         spans = SPANS if name == "Kodak" else SPANS[:2]
         for metric in chosen:
@@ -184,7 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sets", nargs="*", default=list(SETS), choices=SETS)
-    parser.add_argument("--urban", type=int, default=5)
+    parser.add_argument("--all", action="store_true", help="every picture of every set")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--report", type=Path)
     parser.add_argument("--figures", type=Path)
@@ -196,8 +198,8 @@ def main() -> None:
         for name in arguments.sets:
             task = bar.add_task(name, total=1.0)
             pictures = sorted((arguments.folder / name).glob("*.png"))
-            if name == "Urban100":
-                pictures = pictures[:: arguments.urban]
+            if not arguments.all:
+                pictures = pictures[:: EVERY.get(name, 1)]
             kodak = name == "Kodak"
             found[name] = compare(
                 pictures, chosen,
@@ -209,13 +211,9 @@ def main() -> None:
     command = "python benchmarks/results.py EVAL"
     if arguments.sets != list(SETS):
         command += f" --sets {' '.join(arguments.sets)}"
-    text = page(found, command)
-    if "Urban100" in found:
-        text = text.replace(
-            f"## Urban100, {len(found['Urban100'].pictures)} pictures\n",
-            f"## Urban100, {len(found['Urban100'].pictures)} pictures (every "
-            f"{arguments.urban}th of the set)\n",
-        )
+    if arguments.all:
+        command += " --all"
+    text = page(found, command, {} if arguments.all else EVERY)
     atomic.write(ROOT / "docs" / "RESULTS.md", text.encode())
     if "Kodak" not in found:
         return

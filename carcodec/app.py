@@ -323,6 +323,9 @@ def compare(
         str, typer.Option(help="psnr, psnr-y, ssim, ms-ssim, ssimulacra2, …, with commas.")
     ] = "psnr",
     rates: Annotated[str, typer.Option(help="Range of interest in bits per pixel.")] = "0.05:2",
+    points: Annotated[
+        int, typer.Option(min=0, help="Qualities of each codec; 0 is all it has, about 10.")
+    ] = 8,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Folder for index.html, report.json, .csv, plots."),
@@ -390,6 +393,7 @@ def compare(
                 chosen,
                 metrics=parts(metric),
                 rates=(low, high),
+                points=points,
                 jobs=jobs,
                 cache=cache,
                 progress=progress,

@@ -173,6 +173,13 @@ def test_qualities_stop_past_the_range(found: Comparison) -> None:
             assert sum(rate > found.rates[1] for rate in rates) <= 1
 
 
+def test_fewer_points_are_some_of_them(folder: Path, cache: Path, found: Comparison) -> None:
+    few = compare([folder], [TINY], rates=(0.1, 3), cache=cache, points=3)
+    assert {p.quality for p in few.points} <= {4, 64, 256} and few.points[0].quality == 4
+    one = compare([folder], [TINY], rates=(0.1, 3), cache=cache, points=1)
+    assert {p.quality for p in one.points} == {4}
+
+
 def test_families_are_hulls_of_their_members(found: Comparison) -> None:
     # with one member each, the hulls of the storage codecs would repeat it
     assert found.families == ["carcodec"]

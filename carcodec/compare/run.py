@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -64,6 +65,7 @@ def compare(
     *,
     metrics: Sequence[str | measures.Metric] = ("psnr",),
     rates: tuple[float, float] = (0.05, 2.0),
+    points: int = 0,
     jobs: int = 0,
     cache: Path | None = None,
     progress: Report = lambda what, share: None,
@@ -78,6 +80,7 @@ def compare(
         metrics: names (see :mod:`carcodec.metrics`) or metrics of your own.
         rates: bpp range of interest: BD figures are over it, and qualities beyond its end are not
             tried once one has passed it.
+        points: how many of each codec's qualities to take, evenly, ends included; 0 is all.
         jobs: pictures and codecs at a time, each on one thread; 0 is one for each core. It changes
             the times only.
         cache: folder in which each result is kept as soon as it is there, under the digest of
@@ -95,6 +98,8 @@ def compare(
     if not 0 <= low < high:
         raise CompareError(f"rates must be two rising numbers of bits per pixel, not {low}:{high}")
     chosen = list(codecs) if codecs is not None else [*carcodecs(), *standard(AGAINST)]
+    if points:
+        chosen = [dataclasses.replace(c, qualities=_evenly(c.qualities, points)) for c in chosen]
     names = [codec.name for codec in chosen]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not names:
@@ -145,6 +150,11 @@ def compare(
     )
     comparison._memory["codecs"] = tuple(chosen)  # for its report, which encodes again
     return comparison
+
+
+def _evenly(qualities: tuple[float, ...], count: int) -> tuple[float, ...]:
+    at = np.rint(np.linspace(0, len(qualities) - 1, max(count, 1))).astype(int)
+    return tuple(qualities[i] for i in sorted(set(at.tolist())))
 
 
 def paths(
