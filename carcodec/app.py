@@ -326,6 +326,10 @@ def compare(
     points: Annotated[
         int, typer.Option(min=0, help="Qualities of each codec; 0 is all it has, about 10.")
     ] = 8,
+    side: Annotated[
+        int,
+        typer.Option(min=0, help="Compare the middle of larger pictures, so many pixels a side."),
+    ] = 2048,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Folder for index.html, report.json, .csv, plots."),
@@ -394,12 +398,13 @@ def compare(
                 metrics=parts(metric),
                 rates=(low, high),
                 points=points,
+                side=side,
                 jobs=jobs,
                 cache=cache,
                 progress=progress,
                 complain=complain,
             )
-            for line in summary.lines(found, branches):
+            for line in [*summary.lines(found, branches), *found.notes]:
                 bar.console.print(line)
             if output is not None:
                 bar.reset(task, description="report")

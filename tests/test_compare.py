@@ -298,6 +298,18 @@ def test_pictures_become_eight_bit_rgb(taipei: Image.Image, tmp_path: Path) -> N
     assert (runs.load(str(tmp_path / "deep.png")) == grey).all()
 
 
+def test_large_pictures_are_compared_by_their_middle(folder: Path, cache: Path) -> None:
+    found = compare(
+        [folder / "streets.png"], [TINY], rates=(0.1, 9), points=1, side=100, cache=cache
+    )
+    (picture,) = found.pictures
+    assert (picture.width, picture.height, picture.left, picture.top) == (100, 100, 46, 30)
+    part = runs.load(str(folder / "streets.png"))[30:130, 46:146]
+    assert (runs.pixels(picture) == part).all()
+    assert found.points[0].bytes == len(saved(part, 4))
+    assert found.notes == ("streets: the middle 100×100 pixels of 192×160 were compared",)
+
+
 def test_what_cannot_be_compared_is_named(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.png").write_bytes(b"not a picture")

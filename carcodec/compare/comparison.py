@@ -22,13 +22,18 @@ __all__ = ["Comparison", "Crossover", "Delta", "Picture", "Point"]
 
 @dataclass(frozen=True)
 class Picture:
-    """One compared picture: 8-bit RGB of ``path``, and the SHA-256 of its pixels."""
+    """One compared picture, 8-bit RGB of ``path``, or the part of it from ``left, top`` on.
+
+    ``digest`` is the SHA-256 of its pixels.
+    """
 
     name: str
     path: str
     width: int
     height: int
     digest: str
+    left: int = 0
+    top: int = 0
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from carcodec import atomic
 from carcodec import metrics as measures
 from carcodec.compare import curves, plot
 from carcodec.compare.codecs import Codec, Pixels
-from carcodec.compare.comparison import Comparison
-from carcodec.compare.run import load
+from carcodec.compare.comparison import Comparison, Picture
+from carcodec.compare.run import pixels
 from carcodec.errors import CompareError
 
 __all__ = ["SIDE", "check", "write"]
@@ -219,14 +219,14 @@ def _views(
     progress: Callable[[str, float], None],
 ) -> list[dict[str, Any]]:
     """For each picture and rate: every codec's picture at the same bytes, as data URLs."""
-    jobs = [(p.name, p.path, rate) for p in comparison.pictures[:limit] for rate in rates]
+    jobs = [(p, rate) for p in comparison.pictures[:limit] for rate in rates]
     done = 0
 
-    def one(job: tuple[str, str, float]) -> dict[str, Any]:
+    def one(job: tuple[Picture, float]) -> dict[str, Any]:
         nonlocal done
         found = _view(comparison, codecs, *job)
         done += 1
-        progress(f"pictures of {job[0]}", done / len(jobs))
+        progress(f"pictures of {job[0].name}", done / len(jobs))
         return found
 
     with ThreadPoolExecutor() as pool:
@@ -234,9 +234,9 @@ def _views(
 
 
 def _view(
-    comparison: Comparison, codecs: Sequence[Codec], picture: str, path: str, rate: float
+    comparison: Comparison, codecs: Sequence[Codec], picture: Picture, rate: float
 ) -> dict[str, Any]:
-    image = load(path)
+    image = pixels(picture)
     metric = comparison.metrics[0]
     height, width = image.shape[:2]
     top, left = max(0, (height - SIDE) // 2), max(0, (width - SIDE) // 2)
@@ -245,7 +245,7 @@ def _view(
     ours = [c for c in codecs if "carcodec" in c.families]
     shown = [{"name": "original", "title": "original", "source": _embedded(image[part], 95)}]
     budget = rate * width * height / 8
-    best = _best(comparison, ours, metric, picture, rate)
+    best = _best(comparison, ours, metric, picture.name, rate)
     if best is not None:
         codec, quality = best
         data = codec.encode(image, quality)
@@ -264,12 +264,16 @@ def _view(
     for codec in codecs:
         if codec in ours:
             continue
-        quality, data = _fewest(comparison, codec, picture, image, budget)
+        quality, data = _fewest(comparison, codec, picture.name, image, budget)
         shown.append(_entry(comparison, codec, quality, data, image, part, whole))
     return {
-        "picture": picture, "rate": rate, "width": min(width, SIDE), "height": min(height, SIDE),
-        "whole": whole, "shown": shown,
-    }  # fmt: skip
+        "picture": picture.name,
+        "rate": rate,
+        "width": min(width, SIDE),
+        "height": min(height, SIDE),
+        "whole": whole,
+        "shown": shown,
+    }
 
 
 def _best(

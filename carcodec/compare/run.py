@@ -23,7 +23,7 @@ from carcodec.compare.codecs import Codec, Pixels, carcodecs, standard
 from carcodec.compare.comparison import Comparison, Picture, Point
 from carcodec.errors import CarcodecError, CompareError, ImageError
 
-__all__ = ["AGAINST", "SMALLEST", "cache_folder", "compare", "load", "paths"]
+__all__ = ["AGAINST", "SMALLEST", "cache_folder", "compare", "load", "paths", "pixels"]
 
 AGAINST = ("jpeg", "jpeg2000", "webp", "avif", "jpegxl")
 SMALLEST = 16  # pixels a side
@@ -59,6 +59,12 @@ def load(path: str) -> Pixels:
     return np.ascontiguousarray(colour if colour.ndim == 3 else np.repeat(colour[..., None], 3, 2))
 
 
+def pixels(picture: Picture) -> Pixels:
+    """What was compared of a picture."""
+    right, bottom = picture.left + picture.width, picture.top + picture.height
+    return np.ascontiguousarray(load(picture.path)[picture.top : bottom, picture.left : right])
+
+
 def compare(
     inputs: Sequence[str | Path],
     codecs: Sequence[Codec] | None = None,
@@ -66,6 +72,7 @@ def compare(
     metrics: Sequence[str | measures.Metric] = ("psnr",),
     rates: tuple[float, float] = (0.05, 2.0),
     points: int = 0,
+    side: int = 0,
     jobs: int = 0,
     cache: Path | None = None,
     progress: Report = lambda what, share: None,
@@ -81,6 +88,7 @@ def compare(
         rates: bpp range of interest: BD figures are over it, and qualities beyond its end are not
             tried once one has passed it.
         points: how many of each codec's qualities to take, evenly, ends included; 0 is all.
+        side: of larger pictures the middle of so many pixels a side is taken; 0 takes all.
         jobs: pictures and codecs at a time, each on one thread; 0 is one for each core. It changes
             the times only.
         cache: folder in which each result is kept as soon as it is there, under the digest of
@@ -123,8 +131,16 @@ def compare(
         except CarcodecError as error:
             left_out(error)
             continue
+        whole = image.shape[:2]
+        top, left = (max(0, (length - side) // 2) if side else 0 for length in whole)
+        if top or left:
+            image = np.ascontiguousarray(image[top:, left:][:side, :side])
+            notes.append(
+                f"{name}: the middle {image.shape[1]}×{image.shape[0]} pixels of "
+                f"{whole[1]}×{whole[0]} were compared"
+            )
         digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
-        pictures.append(Picture(name, path, image.shape[1], image.shape[0], digest))
+        pictures.append(Picture(name, path, image.shape[1], image.shape[0], digest, left, top))
     if not pictures:
         raise CompareError("none of the pictures could be read" if notes else "no pictures")
     folder = cache or cache_folder()
@@ -292,7 +308,7 @@ class _Runner:
     def _image(self, picture: Picture) -> Pixels:
         held = getattr(self.local, "held", None)
         if held is None or held[0] != picture.digest:
-            self.local.held = held = (picture.digest, load(picture.path))
+            self.local.held = held = (picture.digest, pixels(picture))
         image: Pixels = held[1]
         return image
 
