@@ -224,7 +224,7 @@ def _butteraugli_program() -> str:
     if program is None:
         raise MetricError(
             "the metric butteraugli needs libjxl's program butteraugli_main on the PATH: install "
-            "libjxl-tools (Debian, Ubuntu) or jpeg-xl (Homebrew)"
+            "libjxl-devtools (Debian, Ubuntu) or build libjxl with its devtools"
         )
     return program
 

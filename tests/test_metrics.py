@@ -81,7 +81,7 @@ def test_every_metric_prefers_the_better_picture(
     metric: metrics.Metric, pair: tuple[np.ndarray, np.ndarray]
 ) -> None:
     if metric.name == "butteraugli" and not shutil.which("butteraugli_main"):
-        with pytest.raises(MetricError, match="install libjxl-tools"):
+        with pytest.raises(MetricError, match="install libjxl-devtools"):
             metrics.by_name("butteraugli")
         return
     a, b = (image[200:440, 200:440].copy() for image in pair)
