@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from PIL import Image
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -453,6 +454,85 @@ def _range(text: str) -> tuple[float, float]:
     if not 0 <= low < high:
         raise typer.BadParameter(f"{text!r} is not a range of bits per pixel, such as 0.05:2")
     return low, high
+
+
+@app.command()
+def evaluate(
+    folders: Annotated[list[str], typer.Argument(help="Folders of pictures, each a set.")],
+    models: Annotated[
+        str,
+        typer.Option(
+            help="Models, and bicubic-x2, box-x3, lanczos3-x4, …, with commas. [see docs]"
+        ),
+    ] = "",
+    protocol: Annotated[str, typer.Option(help="car or matlab; see docs/PROTOCOL.md.")] = "car",
+    papers: Annotated[
+        bool, typer.Option("--published/--no-published", help="Papers' figures beside ours.")
+    ] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write this file.")] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write this file.")] = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", help="Write this file.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Where results are remembered. [user's cache folder]")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=0, help="Threads; 0 is all cores.")] = 0,
+    engine: Engine = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Score models on sets of pictures under the papers' protocol, LR stored losslessly."""
+    from carcodec import atomic
+    from carcodec import evaluate as scoring
+
+    failures = 0
+
+    def complain(error: CarcodecError) -> None:
+        nonlocal failures
+        failures += 1
+        _complain(error)
+
+    with _bar("", disable=quiet) as bar:
+        task = bar.add_task("evaluating", total=1.0)
+        names = [part.strip() for part in models.split(",") if part.strip()]
+        rows = scoring.evaluate(
+            folders,
+            names,
+            protocol=protocol,  # type: ignore[arg-type]  # it checks
+            engine=engine,
+            jobs=jobs,
+            cache=cache,
+            progress=lambda what, share: bar.update(task, description=what, completed=share),
+            complain=complain,
+        )
+    beside = scoring.published(rows) if papers else []
+    console = Console(highlight=False)
+    for key in dict.fromkeys((row.scale, row.pictures) for row in rows):
+        part = [row for row in rows if (row.scale, row.pictures) == key]
+        near = [p for p in beside if (p.scale, p.pictures) == key]
+        head, *body = ([cells[0], *cells[4:]] for cells in scoring.table(part, near))
+        count = part[0].count
+        title = f"×{key[0]}, {key[1]}, {count} picture{'s' * (count != 1)}"
+        table = Table(title=title, title_justify="left", box=SIMPLE)
+        table.add_column(head[0])
+        for i, name in enumerate(head[1:], 1):
+            width = max(len(line[i]) for line in [head, *body])
+            table.add_column(name, justify="right", min_width=width, no_wrap=True)
+        for line in body:
+            table.add_row(*line)
+        console.print(table)
+    for text in [scoring.BITS, *scoring.sources(beside)]:
+        console.print(text)
+    written = {
+        json_file: scoring.as_json,
+        csv_file: scoring.as_csv,
+        markdown_file: scoring.markdown,
+    }
+    for path, form in written.items():
+        if path is not None:
+            atomic.write(path, form(rows, beside).encode())
+    if failures:
+        raise typer.Exit(1)
 
 
 @app.command()

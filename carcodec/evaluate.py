@@ -1,0 +1,340 @@
+"""Score downscaler-upscaler pairs as the papers do: fidelity, and the bits of lossless LR."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import hashlib
+import io
+import json
+import os
+import time
+import tomllib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carcodec import atomic, codec, metrics, resize, zoo
+from carcodec.compare.run import load, paths
+from carcodec.errors import CarcodecError, CompareError
+
+__all__ = [
+    "BITS",
+    "FIGURES", "PROTOCOLS", "Published", "Row", "System", "as_csv", "as_json", "cache_folder",
+    "evaluate", "markdown", "published", "sources", "system", "systems", "table",
+]  # fmt: skip
+
+Pixels = NDArray[np.uint8]
+Protocol = Literal["car", "matlab"]
+PROTOCOLS: tuple[Protocol, ...] = ("car", "matlab")
+
+# figure → heading, decimals
+FIGURES: dict[str, tuple[str, int]] = {
+    "psnr_y": ("PSNR Y", 2),
+    "ssim_y": ("SSIM Y", 4),
+    "psnr_rgb": ("PSNR RGB", 2),
+    "jpegls": ("JPEG-LS", 2),
+    "jpeg2000": ("J2K", 2),
+    "jpegxl": ("JXL", 3),
+    "seconds": ("s/MP", 2),
+}
+
+
+BITS = "Lossless bits: JPEG-LS and JPEG 2000 (J2K) per LR pixel, JPEG XL (JXL) per HR pixel."
+
+
+@dataclass(frozen=True)
+class System:
+    """A downscaler and an upscaler of one scale.
+
+    Attributes:
+        name: ``car-x2``, ``bicubic-x2``, …
+        run: RGB ``(H, W, 3)`` uint8, sides multiples of the scale, to LR and the restored picture.
+        identity: changes when results would; results are remembered by it.
+        kernel: of a plain resizer, which the ``matlab`` protocol applies to luma alone.
+    """
+
+    name: str
+    scale: int
+    run: Callable[[Pixels], tuple[Pixels, Pixels]]
+    identity: str
+    kernel: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Means of one system over one set of pictures; see :data:`FIGURES`, bits per pixel.
+
+    JPEG-LS (no colour transform) and JPEG 2000 count bits per LR pixel as CAR's table V does,
+    JPEG XL bits per HR pixel; ``seconds`` are wall clock per HR megapixel.
+    """
+
+    system: str
+    scale: int
+    pictures: str
+    count: int
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A paper's figure for one pair on one set; ``label`` stands for ``source`` in tables."""
+
+    label: str
+    source: str
+    downscaler: str
+    upscaler: str
+    scale: int
+    pictures: str
+    psnr_y: float
+    ssim_y: float
+
+
+def system(name: str, engine: str = "auto") -> System:
+    """An installed model, or ``bicubic``, ``box`` or ``lanczos3`` with ``-x2`` … ``-x8``.
+
+    The latter downscale with that kernel and enlarge with bicubic, both as MATLAB's imresize.
+
+    Raises:
+        ModelNotFoundError: neither.
+    """
+    kernel, _, scale = name.rpartition("-x")
+    if kernel in resize.KERNELS and scale in {str(s) for s in range(2, 9)}:
+        return _resizer(name, kernel, int(scale))
+    card = zoo.find(name)
+
+    def run(image: Pixels) -> tuple[Pixels, Pixels]:
+        small = codec.downscale(image, card, engine, 1)
+        size = (image.shape[1], image.shape[0])
+        return small, np.asarray(codec.upscale(small, size, 8, card, engine, 1))
+
+    return System(name, card.scale, run, f"{card.digest} {engine}")
+
+
+def systems() -> list[str]:
+    """What is evaluated unless something is named: models for lossless LR, and bicubic beside."""
+    names = sorted({c.name for c in zoo.installed() if not c.storage and c.scale > 1})
+    scales = sorted({zoo.find(name).scale for name in names})
+    return [*names, *(f"bicubic-x{scale}" for scale in scales)]
+
+
+def _resizer(name: str, kernel: str, scale: int) -> System:
+    def run(image: Pixels) -> tuple[Pixels, Pixels]:
+        height, width = image.shape[:2]
+        small = resize.imresize(image, (width // scale, height // scale), kernel)
+        return small, resize.imresize(small, (width, height))
+
+    return System(name, scale, run, f"imresize 1 {kernel}", kernel)
+
+
+def cache_folder() -> Path:
+    """Where results are remembered unless another place is named."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("carcodec", False)) / "evaluate"
+
+
+def evaluate(
+    folders: Sequence[str | Path],
+    names: Sequence[str] = (),
+    *,
+    protocol: Protocol = "car",
+    engine: str = "auto",
+    jobs: int = 0,
+    cache: Path | None = None,
+    progress: Callable[[str, float], None] = lambda what, share: None,
+    complain: Callable[[CarcodecError], None] | None = None,
+) -> list[Row]:
+    """Score systems on folders of pictures, each folder a set.
+
+    Args:
+        folders: or single files, which make sets of one.
+        names: see :func:`system`; :func:`systems` if there are none.
+        protocol: ``car`` measures luma that is not rounded, of 8-bit RGB. ``matlab`` rounds luma to
+            8 bits first, and has plain resizers work on that luma alone, LR unrounded: what the
+            bicubic rows of super-resolution papers are. See docs/PROTOCOL.md.
+        engine, jobs: what runs networks, and pictures at a time, each on one thread.
+        cache: folder in which each picture's figures are kept; a run that was interrupted goes on.
+        progress, complain: as for :func:`carcodec.compare.compare`.
+
+    Raises:
+        ModelNotFoundError: an unknown system.
+        ImageError: a picture cannot be read, unless ``complain`` takes the error.
+        CompareError: there are no pictures, or the cache cannot be written.
+    """
+    if protocol not in PROTOCOLS:
+        raise CompareError(f"unknown protocol {protocol!r}: choose from {', '.join(PROTOCOLS)}")
+    chosen = [system(name, engine) for name in names or systems()]
+    sets: dict[str, list[str]] = {}
+    for folder in folders:
+        found = [path for path, _ in paths([folder], complain)]
+        if found:
+            sets.setdefault(Path(folder).stem, []).extend(found)
+    tasks = [(one, name, path) for one in chosen for name in sets for path in sets[name]]
+    if not tasks:
+        raise CompareError("no pictures to evaluate on")
+    done = 0
+
+    def score(task: tuple[System, str, str]) -> dict[str, float] | CarcodecError:
+        nonlocal done
+        progress(f"{task[0].name}, {task[1]}", done / len(tasks))
+        try:
+            return _score(task[0], load(task[2]), protocol, cache or cache_folder())
+        except CompareError:
+            raise
+        except CarcodecError as error:
+            if complain is None:
+                raise
+            return error
+        finally:
+            done += 1
+
+    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
+        scores = list(pool.map(score, tasks))
+    grouped: dict[tuple[str, str], list[dict[str, float]]] = {}
+    said: set[str] = set()
+    for (one, name, _), figures in zip(tasks, scores, strict=True):
+        if not isinstance(figures, CarcodecError):
+            grouped.setdefault((one.name, name), []).append(figures)
+        elif complain is not None and str(figures) not in said:
+            said.add(str(figures))
+            complain(figures)
+    by_name = {one.name: one for one in chosen}
+    return [
+        Row(
+            one, by_name[one].scale, name, len(rows),
+            {key: float(np.mean([row[key] for row in rows])) for key in FIGURES},
+        )
+        for (one, name), rows in grouped.items()
+    ]  # fmt: skip
+
+
+def _score(one: System, image: Pixels, protocol: Protocol, cache: Path) -> dict[str, float]:
+    key = f"{one.name} {one.identity} {protocol}"
+    pixels = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+    path = cache / pixels[:24] / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    try:
+        known = json.loads(path.read_text("utf-8"))
+        if set(known) == set(FIGURES):
+            return {k: float(v) for k, v in known.items()}
+    except (OSError, ValueError, TypeError):
+        pass
+    figures = _measured(one, image, protocol)
+    try:
+        atomic.write(path, json.dumps(figures).encode())
+    except OSError as error:
+        raise CompareError(
+            f"results cannot be kept in {path.parent}: {error.strerror}; free some space there or "
+            "name another folder with --cache"
+        ) from error
+    return figures
+
+
+def _measured(one: System, image: Pixels, protocol: Protocol) -> dict[str, float]:
+    import imagecodecs
+
+    scale = one.scale
+    height, width = (side // scale * scale for side in image.shape[:2])
+    image = np.ascontiguousarray(image[:height, :width])
+    start = time.perf_counter()
+    small, restored = one.run(image)
+    seconds = time.perf_counter() - start
+    pair: tuple[NDArray[Any], NDArray[Any]] = metrics.luma(image), metrics.luma(restored)
+    if protocol == "matlab":
+        original = _rounded(pair[0])
+        if one.kernel:
+            size = (width // scale, height // scale)
+            lr = resize.imresize(original.astype(np.float64), size, one.kernel)
+            pair = original, _rounded(resize.imresize(lr, (width, height)))
+        else:
+            pair = original, _rounded(pair[1])
+    small_pixels, pixels = small.shape[0] * small.shape[1], height * width
+    lossless = imagecodecs.jpeg2k_encode(small, level=0, reversible=True, codecformat="j2k")
+    xl = imagecodecs.jpegxl_encode(small, lossless=True, effort=6, usecontainer=False, numthreads=1)
+    return {
+        "psnr_y": metrics.psnr(*pair, border=scale),
+        "ssim_y": metrics.ssim(*pair, border=scale),
+        "psnr_rgb": metrics.psnr(image, restored),
+        "jpegls": 8 * len(imagecodecs.jpegls_encode(small)) / small_pixels,
+        "jpeg2000": 8 * len(lossless) / small_pixels,
+        "jpegxl": 8 * len(xl) / pixels,
+        "seconds": seconds / (pixels / 1e6),
+    }
+
+
+def _rounded(plane: NDArray[np.float64]) -> Pixels:
+    """MATLAB's uint8(): halves away from zero."""
+    return np.floor(np.clip(plane, 0, 255) + 0.5).astype(np.uint8)
+
+
+@functools.cache
+def _all_published() -> tuple[Published, ...]:
+    data = tomllib.loads((Path(__file__).parent / "published.toml").read_text("utf-8"))
+    return tuple(
+        Published(
+            entry["label"],
+            entry["source"],
+            entry["downscaler"],
+            entry["upscaler"],
+            int(scale),
+            name,
+            *row,
+        )
+        for entry in data["tables"]
+        for scale, sets in entry["scale"].items()
+        for name, row in sets.items()
+    )
+
+
+def published(rows: Sequence[Row]) -> list[Published]:
+    """What papers print for the scales and sets of ``rows``."""
+    wanted = {(row.scale, row.pictures) for row in rows}
+    return [p for p in _all_published() if (p.scale, p.pictures) in wanted]
+
+
+def table(rows: Sequence[Row], papers: Sequence[Published] = ()) -> list[list[str]]:
+    """Cells as text, a heading first; a paper's lines follow ours of the same scale and set."""
+    lines = [["system", "×", "set", "n", *(title for title, _ in FIGURES.values())]]
+    for key in dict.fromkeys((row.scale, row.pictures) for row in rows):
+        for row in rows:
+            if (row.scale, row.pictures) == key:
+                cells = [f"{row.figures[k]:.{digits}f}" for k, (_, digits) in FIGURES.items()]
+                lines.append([row.system, str(row.scale), row.pictures, str(row.count), *cells])
+        for p in papers:
+            if (p.scale, p.pictures) == key:
+                title = f"{p.downscaler} + {p.upscaler} ({p.label})"
+                figures = [f"{p.psnr_y:.2f}", f"{p.ssim_y:.4f}"]
+                empty = [""] * (len(FIGURES) - 2)
+                lines.append([title, str(p.scale), p.pictures, "", *figures, *empty])
+    return lines
+
+
+def markdown(rows: Sequence[Row], papers: Sequence[Published] = ()) -> str:
+    """The table in Markdown."""
+    head, *body = table(rows, papers)
+    lines = [head, ["---"] * len(head), *body]
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return text + "".join(f"\n{line}\n" for line in [BITS, *sources(papers)])
+
+
+def sources(papers: Sequence[Published]) -> list[str]:
+    """What the labels of a table's papers stand for."""
+    return list(dict.fromkeys(f"{p.label}: {p.source}" for p in papers))
+
+
+def as_csv(rows: Sequence[Row], papers: Sequence[Published] = ()) -> str:
+    """The table as CSV."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(table(rows, papers))
+    return buffer.getvalue()
+
+
+def as_json(rows: Sequence[Row], papers: Sequence[Published] = ()) -> str:
+    """Rows in full precision, and the papers'."""
+    content = {"rows": [asdict(r) for r in rows], "published": [asdict(p) for p in papers]}
+    return json.dumps(content, indent=1, ensure_ascii=False)

@@ -1,0 +1,131 @@
+"""carcodec evaluate, and MATLAB's imresize."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner
+
+from carcodec import app, evaluate, metrics, resize
+from carcodec.errors import CarcodecError, CompareError, ModelNotFoundError
+
+
+def one_pixel(line: np.ndarray, at: int, count: int) -> float:
+    """Bicubic imresize of a line, one output pixel, written as its definition reads."""
+    scale = count / len(line)
+    stretch = max(1.0, 1 / scale)
+    centre = (at + 0.5) / scale - 0.5
+    total = weight = 0.0
+    for position in range(int(centre - 2 * stretch) - 3, int(centre + 2 * stretch) + 4):
+        x = abs(centre - position) / stretch
+        if x >= 2:
+            continue
+        tap = 1.5 * x**3 - 2.5 * x**2 + 1 if x <= 1 else -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+        mirrored = position % (2 * len(line))
+        mirrored = min(mirrored, 2 * len(line) - 1 - mirrored)
+        total += tap * line[mirrored]
+        weight += tap
+    return total / weight
+
+
+@settings(max_examples=40)
+@given(length=st.integers(2, 23), count=st.integers(1, 40), seed=st.integers(0, 99))
+def test_imresize_is_its_definition(length: int, count: int, seed: int) -> None:
+    line = np.random.default_rng(seed).uniform(0, 255, length)
+    expected = [one_pixel(line, i, count) for i in range(count)]
+    found = resize.imresize(np.tile(line, (3, 1)), (count, 3))
+    assert found == pytest.approx(np.tile(expected, (3, 1)))
+    assert resize.imresize(line[:, None], (1, count))[:, 0] == pytest.approx(np.array(expected))
+
+
+@pytest.mark.parametrize("kernel", resize.KERNELS)
+def test_imresize_of_photos(kernel: str, taipei: Image.Image) -> None:
+    image = np.asarray(taipei.crop((200, 300, 392, 428)))
+    small = resize.imresize(image, (64, 42), kernel)
+    assert small.shape == (42, 64, 3) and small.dtype == np.uint8
+    filters = {
+        "bicubic": Image.Resampling.BICUBIC,
+        "box": Image.Resampling.BOX,
+        "lanczos3": Image.Resampling.LANCZOS,
+    }
+    # Pillow differs at borders, which it does not reflect, and clamps between the axes in
+    # another order
+    other = np.asarray(Image.fromarray(image).resize((64, 42), filters[kernel]))
+    inner = np.abs(small.astype(int) - other)[3:-3, 3:-3]
+    assert inner.max() <= 8 and (inner <= 1).mean() > 0.99
+    flat = np.full((10, 12), 77, np.uint8)
+    assert (resize.imresize(flat, (31, 4), kernel) == 77).all()
+
+
+@pytest.fixture
+def folder(taipei: Image.Image, tmp_path: Path) -> Path:
+    made = tmp_path / "Set5"
+    made.mkdir()
+    taipei.crop((260, 300, 391, 401)).save(made / "streets.png")
+    taipei.crop((100, 340, 220, 440)).convert("L").save(made / "hill.png")
+    return made
+
+
+def test_figures_are_those_of_the_protocol(folder: Path, tmp_path: Path) -> None:
+    rows = evaluate.evaluate([folder], ["bicubic-x2", "tiny-x2"], cache=tmp_path / "cache", jobs=2)
+    assert [(r.system, r.pictures, r.count, r.scale) for r in rows] == [
+        ("bicubic-x2", "Set5", 2, 2),
+        ("tiny-x2", "Set5", 2, 2),
+    ]
+    expected = []
+    for name in ("streets", "hill"):
+        image = np.asarray(Image.open(folder / f"{name}.png").convert("RGB"))
+        height, width = (side // 2 * 2 for side in image.shape[:2])
+        image = image[:height, :width]
+        small = resize.imresize(image, (width // 2, height // 2))
+        restored = resize.imresize(small, (width, height))
+        expected.append(metrics.psnr(metrics.luma(image), metrics.luma(restored), border=2))
+    assert rows[0].figures["psnr_y"] == pytest.approx(np.mean(expected))
+    assert set(rows[0].figures) == set(evaluate.FIGURES)
+    assert 0 < rows[0].figures["jpegxl"] < rows[0].figures["jpegls"] < 24
+    again = evaluate.evaluate([folder], ["bicubic-x2"], cache=tmp_path / "cache")
+    assert again == rows[:1]  # seconds too: read, not measured again
+    # rounding luma moves the figures by hundredths
+    matlab = evaluate.evaluate(
+        [folder], ["bicubic-x2", "tiny-x2"], protocol="matlab", cache=tmp_path / "cache"
+    )
+    for ours, theirs in zip(rows, matlab, strict=True):
+        assert 0 < abs(ours.figures["psnr_y"] - theirs.figures["psnr_y"]) < 0.3
+
+
+def test_command_line_writes_tables_with_papers(folder: Path, tmp_path: Path) -> None:
+    (folder / "broken.png").write_bytes(b"no")
+    files = {form: tmp_path / f"table.{form}" for form in ("json", "csv", "markdown")}
+    arguments = ["evaluate", str(folder), "--models", "bicubic-x2,box-x3"]
+    arguments += ["--cache", str(tmp_path / "cache")]
+    for form, path in files.items():
+        arguments += [f"--{form}", str(path)]
+    result = CliRunner().invoke(app.app, arguments)
+    assert result.exit_code == 1  # of the broken one
+    assert "Set5" in result.output and "CAR I: Sun and Chen" in result.output
+    data = json.loads(files["json"].read_text())
+    assert [row["count"] for row in data["rows"]] == [2, 2]
+    papers = {(p["downscaler"], p["upscaler"], p["scale"]) for p in data["published"]}
+    assert ("CAR", "EDSR 32×256", 2) in papers and not any(scale == 4 for *_, scale in papers)
+    rows = list(csv.reader(files["csv"].read_text().splitlines()))
+    assert len({len(row) for row in rows}) == 1
+    assert any("33.66" in row for row in rows)  # Set5, bicubic, as printed
+    assert files["markdown"].read_text().startswith("| system | × | set |")
+
+
+def test_wrong_calls(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="car-x9 is not installed"):
+        evaluate.evaluate([folder], ["car-x9"], cache=tmp_path)
+    with pytest.raises(CompareError, match="unknown protocol 'vdsr': choose from car, matlab"):
+        evaluate.evaluate([folder], ["box-x2"], protocol="vdsr", cache=tmp_path)  # type: ignore[arg-type]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CarcodecError, match="holds no pictures"):
+        evaluate.evaluate([tmp_path / "empty"], ["box-x2"], cache=tmp_path)
+    assert "bicubic-x2" in evaluate.systems() and "car-x2-avif" not in evaluate.systems()
