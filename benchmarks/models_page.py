@@ -24,6 +24,9 @@ Models named after a storage codec are trained for it: both networks through the
 upscaler told the stored quality. Their figures are means over photos at qualities of that codec,
 whole files at the default effort, from `python benchmarks/results.py`.
 
+The models for AVIF are at version 2, which goes on from version 1 for AVIF as it is written now
+(`tune=ssim`; version 1 knew libavif's default tuning, whose qualities mean other steps).
+
 car-x2 version 3 moves most of the downscaler's work to half of LR resolution (`context`): it
 encodes a quarter faster than version 2 and gives up 0.2 dB.
 

@@ -194,8 +194,11 @@ def evaluate(
         finally:
             done += 1
 
-    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
+    pool = ThreadPoolExecutor(jobs or os.cpu_count())
+    try:
         scores = list(pool.map(score, tasks))
+    finally:  # an interruption waits for what is being scored, not for all the rest
+        pool.shutdown(cancel_futures=True)
     grouped: dict[tuple[str, str], list[dict[str, float]]] = {}
     said: set[str] = set()
     for (one, name, _), figures in zip(tasks, scores, strict=True):

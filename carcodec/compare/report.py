@@ -8,6 +8,7 @@ import html
 import io
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
@@ -229,8 +230,11 @@ def _views(
         progress(f"pictures of {job[0].name}", done / len(jobs))
         return found
 
-    with ThreadPoolExecutor() as pool:
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
         return list(pool.map(one, jobs))
+    finally:  # an interruption waits for what is being done, not for all the rest
+        pool.shutdown(cancel_futures=True)
 
 
 def _view(
