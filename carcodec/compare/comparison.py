@@ -142,7 +142,7 @@ class Comparison:
         """(bpp, quality) of one codec or family; quality as :meth:`Metric.scale` gives it.
 
         For one picture its points, or the hull of a family's. Without a picture the mean over all
-        of them: of each quality for a codec, of equal slopes for a family.
+        of them at each quality, or the hull of a family's means: every picture at one setting.
 
         Raises:
             CompareError: no such codec, metric or picture.
@@ -158,14 +158,12 @@ class Comparison:
         if picture:
             if name in self.codecs:
                 return sorted(self._points(name, metric, picture))
-            members = [c for c, about in self.codecs.items() if name in about["families"]]
-            if not members:
-                raise CompareError(f"no codec {name!r} here: choose from {', '.join(self.names)}")
-            return curves.hull([p for c in members for p in self._points(c, metric, picture)])
-        names = [p.name for p in self.pictures]
+            return curves.hull(
+                [p for c in self._members(name) for p in self._points(c, metric, picture)]
+            )
         if name not in self.codecs:
-            hulls = [self.curve(name, metric, one) for one in names]
-            return curves.mean_hull([h for h in hulls if h])
+            return curves.hull([p for c in self._members(name) for p in self.curve(c, metric)])
+        names = [p.name for p in self.pictures]
         by_quality: dict[float, list[tuple[float, float]]] = {}
         for one in names:
             for point in self._by_picture()[name, one]:
@@ -176,6 +174,12 @@ class Comparison:
         # a mean over other pictures than its neighbours' would bend the curve
         means = [np.mean(v, 0) for _, v in sorted(by_quality.items()) if len(v) == most]
         return sorted((float(m[0]), float(m[1])) for m in means)
+
+    def _members(self, family: str) -> list[str]:
+        found = [c for c, about in self.codecs.items() if family in about["families"]]
+        if not found:
+            raise CompareError(f"no codec {family!r} here: choose from {', '.join(self.names)}")
+        return found
 
     def _points(self, codec: str, metric: str, picture: str) -> Curve:
         found = [(p.bpp, self._value(p, metric)) for p in self._by_picture()[codec, picture]]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from carcodec.errors import MissingDependencyError
 
-__all__ = ["Curve", "bd_quality", "bd_rate", "crossings", "hull", "mean_hull", "monotone", "within"]
+__all__ = ["Curve", "bd_quality", "bd_rate", "crossings", "hull", "monotone", "within"]
 
 Curve = list[tuple[float, float]]
 
@@ -33,26 +33,6 @@ def _turn(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]
     return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 
-def mean_hull(hulls: Sequence[Curve], count: int = 24) -> Curve:
-    """The mean over pictures of points of equal slope: every picture at the same trade.
-
-    A slope is what a bit per pixel is worth in quality; each picture gives the point of its hull
-    that is best at that price.
-    """
-    prices = np.geomspace(0.05, 5000, 400)
-    found: Curve = []
-    for price in prices[::-1]:
-        picks = [max(points, key=lambda p, price=price: p[1] - price * p[0]) for points in hulls]  # type: ignore[misc]
-        mean = (float(np.mean([p[0] for p in picks])), float(np.mean([p[1] for p in picks])))
-        if not found or mean[0] > found[-1][0] + 1e-9:
-            found.append(mean)
-    if len(found) <= count:
-        return found
-    at = np.geomspace(found[0][0], found[-1][0], count)
-    nearest = sorted({int(np.argmin([abs(math.log(p[0] / x)) for p in found])) for x in at})
-    return [found[i] for i in nearest]
-
-
 def monotone(points: Curve) -> Curve:
     """Points in order of rate, without those that a smaller file matches in quality."""
     kept: Curve = []
@@ -64,15 +44,22 @@ def monotone(points: Curve) -> Curve:
 
 def within(points: Curve, low: float, high: float) -> Curve:
     """A curve's part between two rates; ends interpolated in log rate, as the curve is drawn."""
-    kept = monotone(points)
+    return list(_within(tuple(points), low, high))
+
+
+@functools.lru_cache(maxsize=1 << 15)  # each curve meets every other one
+def _within(
+    points: tuple[tuple[float, float], ...], low: float, high: float
+) -> tuple[tuple[float, float], ...]:
+    kept = monotone(list(points))
     if len(kept) < 2:
-        return []
+        return ()
     ends = max(low, kept[0][0]), min(high, kept[-1][0])
     if ends[0] >= ends[1]:
-        return []
+        return ()
     line = _line(kept)
     middle = [p for p in kept if ends[0] < p[0] < ends[1]]
-    return [(ends[0], line(ends[0])), *middle, (ends[1], line(ends[1]))]
+    return ((ends[0], line(ends[0])), *middle, (ends[1], line(ends[1])))
 
 
 def _line(points: Curve) -> Any:

@@ -185,7 +185,9 @@ def _content(comparison: Comparison) -> dict[str, Any]:
 def _deltas(comparison: Comparison, metric: str, span: tuple[float, float]) -> dict[str, Any]:
     """Anchor → codec → [mean BD-rate, mean BD gain, pictures, {picture: BD-rate}]."""
     found: dict[str, Any] = {}
-    for anchor in comparison.names:
+    usual = set(plot.usual(comparison))
+    alone = [n for n in comparison.codecs if n in usual]
+    for anchor in alone or comparison.names:
         gains = comparison.bd_psnr(anchor, metric, span)
         found[anchor] = {
             name: [
