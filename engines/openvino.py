@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -32,7 +33,11 @@ def load(card: ModelCard, side: str, threads: int = 0, precision: str = "") -> N
     core = openvino.Core()
     settings: dict[str, str] = {"PERFORMANCE_HINT": "LATENCY"}
     if threads:
-        settings["INFERENCE_NUM_THREADS"] = str(threads)
+        # A stream is what serves one request. With one only, callers on several threads of their
+        # own would wait for each other.
+        streams = max(1, (os.cpu_count() or 1) // threads)
+        settings["NUM_STREAMS"] = str(streams)
+        settings["INFERENCE_NUM_THREADS"] = str(streams * threads)
     free = settings | ({"INFERENCE_PRECISION_HINT": precision} if precision else {})
     exact = settings | {"INFERENCE_PRECISION_HINT": precision or "f32"}
 
