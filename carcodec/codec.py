@@ -34,9 +34,10 @@ __all__ = [
 DEFAULT_MODEL = "car-x2"
 DEFAULT_STORAGE = "jpegxl"
 # Photos whose LR has more pixels than this carry a preview, so that a thumbnail takes milliseconds;
-# it costs a few kilobytes, which would show in the size of smaller ones.
-PREVIEW_FROM = 2**19
+# smaller LR decodes quickly itself. It takes at most this share of LR's bytes, or is left out.
+PREVIEW_FROM = 2**21
 PREVIEW_SIDE = 320
+PREVIEW_SHARE = 1 / 32
 MAX_PIXELS = 2**30  # HR pixels; more is refused before anything is allocated
 
 Report = Callable[[float], None]
@@ -178,16 +179,17 @@ def store(
         card.version,
         card.short_digest,
     )
+    lr = codec.encode(prepared.small, quality, threads, effort)
     file = container.Carimg(
         header,
-        codec.encode(prepared.small, quality, threads, effort),
+        lr,
         prepared.alpha,
         prepared.alpha_storage,
         255 if prepared.alpha_quality is None else prepared.alpha_quality,
         photo.icc,
         photo.exif,
         photo.xmp,
-        None if photo.alpha is not None else _preview(prepared.small),
+        None if photo.alpha is not None else _preview(prepared.small, len(lr) * PREVIEW_SHARE),
     )
     return Encoded(container.write(file), header)
 
@@ -396,15 +398,17 @@ def restore(
     return pixels.Photo(header.mode_name, colour, alpha, file.icc, file.exif, file.xmp)
 
 
-def _preview(small: storage.Pixels) -> container.Preview | None:
+def _preview(small: storage.Pixels, budget: float) -> container.Preview | None:
     if small.shape[0] * small.shape[1] <= PREVIEW_FROM:
         return None
-    image = Image.fromarray(small)
-    image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.LANCZOS)
     codec = storage.by_name("webp")
-    return container.Preview(
-        codec.number, image.width, image.height, codec.encode(np.asarray(image), 80)
-    )
+    for side, quality in ((1, 80), (1, 60), (1, 40), (2, 60)):
+        image = Image.fromarray(small)
+        image.thumbnail((PREVIEW_SIDE // side, PREVIEW_SIDE // side), Image.Resampling.LANCZOS)
+        data = codec.encode(np.asarray(image), quality)
+        if len(data) <= budget:
+            return container.Preview(codec.number, image.width, image.height, data)
+    return None
 
 
 def _alpha(file: container.Carimg, threads: int = 0) -> NDArray[np.uint8] | None:

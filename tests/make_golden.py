@@ -72,6 +72,7 @@ def main() -> None:
     for name, photo, codec_name, quality, alpha_quality in runs:
         codec.PREVIEW_FROM = 1 if name == "preview" else 2**19
         codec.PREVIEW_SIDE = 16
+        codec.PREVIEW_SHARE = 1
         encoded = codec.encode(
             photo, model="tiny-x2", storage_codec=codec_name, quality=quality,
             alpha_quality=alpha_quality, engine="onnxruntime",

@@ -168,6 +168,7 @@ def test_the_independent_reader_reads_every_sample(name: str) -> None:
 def test_large_photos_carry_a_preview(monkeypatch: pytest.MonkeyPatch, photo: Image.Image) -> None:
     monkeypatch.setattr(codec, "PREVIEW_FROM", 48 * 32 - 1)
     monkeypatch.setattr(codec, "PREVIEW_SIDE", 30)
+    monkeypatch.setattr(codec, "PREVIEW_SHARE", 1)
     for image in (photo, photo.convert("L")):
         data = carcodec.encode(image, model="tiny-x2").data
         assert reader.read(data)["preview"].shape[:2] == (20, 30)
@@ -177,6 +178,19 @@ def test_large_photos_carry_a_preview(monkeypatch: pytest.MonkeyPatch, photo: Im
         assert small.size == carcodec.thumbnail(data).size == (48, 32)
         error = np.asarray(preview, float) - np.asarray(image.resize((30, 20)), float)
         assert (error**2).mean() < 400
+    data = carcodec.encode(photo, model="tiny-x2").data
+    whole = container.read(data)
+    assert whole.preview is not None
+    # a budget that only a smaller preview meets, and one that none does
+    for share, sides in ((len(whole.preview.data) / len(whole.lr) - 1e-9, {30, 15}), (0.01, None)):
+        monkeypatch.setattr(codec, "PREVIEW_SHARE", share)
+        preview = container.read(carcodec.encode(photo, model="tiny-x2").data).preview
+        if sides is None:
+            assert preview is None
+        else:
+            assert preview is not None and preview.width in sides
+            assert len(preview.data) < len(whole.preview.data)
+    monkeypatch.setattr(codec, "PREVIEW_SHARE", 1)
     monkeypatch.setattr(codec, "PREVIEW_FROM", 48 * 32)
     assert container.read(carcodec.encode(photo, model="tiny-x2").data).preview is None
 

@@ -66,6 +66,7 @@ def test_a_large_photos_small_thumbnail_comes_from_its_preview(
 ) -> None:
     monkeypatch.setattr(codec, "PREVIEW_FROM", 1)
     monkeypatch.setattr(codec, "PREVIEW_SIDE", 30)
+    monkeypatch.setattr(codec, "PREVIEW_SHARE", 1)
     photo.save(tmp_path / "x.carimg", model=MODEL)
     monkeypatch.setattr(codec, "decode", None)
     monkeypatch.setattr(codec, "stored_image", None)
