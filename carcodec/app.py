@@ -416,6 +416,7 @@ def compare(
                         codecs=chosen,
                         views=shown,
                         pictures=pictures,
+                        cache=cache or run.cache_folder(),
                         progress=progress,
                     )
                 except OSError as error:

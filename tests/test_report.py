@@ -71,6 +71,23 @@ def test_same_bytes_in_the_viewer(folder: Path) -> None:
             assert budget <= shown[name]["bytes"] < 1.12 * budget
 
 
+def test_a_second_report_takes_its_pictures_from_the_cache(folder: Path) -> None:
+    kept = sorted((folder.parent / "cache").rglob("view-*.json"))
+    assert len(kept) == 4  # two pictures at two rates
+    marked = json.loads(kept[0].read_text())
+    marked["shown"][0]["title"] = "marked"
+    kept[0].write_text(json.dumps(marked))
+    kept[1].write_text("damaged")
+    arguments = ["compare", *map(str, sorted(folder.parent.glob("*.png")))]
+    arguments += ["--models", "tiny-x2", "--storages", "avif,webp", "--against", "jpeg,jpeg2000"]
+    arguments += ["--metric", "psnr,ms-ssim", "--rates", "0.2:3", "--view", "0.5,1"]
+    arguments += ["-o", str(folder.parent / "again"), "--cache", str(folder.parent / "cache")]
+    assert CliRunner().invoke(app.app, arguments).exit_code == 0
+    page = (folder.parent / "again" / "index.html").read_text()
+    assert page.count('"title": "marked"') == 1
+    assert json.loads(kept[1].read_text())["shown"]
+
+
 def test_a_comparison_that_was_kept_reports_without_its_viewer(
     folder: Path, tmp_path: Path
 ) -> None:

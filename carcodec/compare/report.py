@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import html
 import io
 import json
@@ -54,6 +55,7 @@ def write(
     codecs: Sequence[Codec] = (),
     views: Sequence[float] = (0.25,),
     pictures: int = 24,
+    cache: Path | None = None,
     progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> Path:
     """Write ``index.html``, ``report.json``, ``report.csv`` and ``METRIC.png`` and ``.svg``.
@@ -66,6 +68,7 @@ def write(
             hull nearest to that rate gives the bytes; every other codec gets the fewest bytes
             that are not fewer.
         pictures: how many of them the viewer holds at most.
+        cache: folder in which the viewer's pictures are kept for the next report.
         progress: called with what is being done and the finished share.
 
     Returns:
@@ -82,7 +85,7 @@ def write(
             data = plot.rendered(plot.figure(comparison, metric), kind)
             atomic.write(folder / f"{metric}.{kind}", data)
     page = folder / "index.html"
-    shown = _views(comparison, codecs, views, pictures, progress) if codecs else []
+    shown = _views(comparison, codecs, views, pictures, cache, progress) if codecs else []
     atomic.write(page, _page(comparison, shown).encode())
     return page
 
@@ -219,6 +222,7 @@ def _views(
     codecs: Sequence[Codec],
     rates: Sequence[float],
     limit: int,
+    cache: Path | None,
     progress: Callable[[str, float], None],
 ) -> list[dict[str, Any]]:
     """For each picture and rate: every codec's picture at the same bytes, as data URLs."""
@@ -227,7 +231,13 @@ def _views(
 
     def one(job: tuple[Picture, float]) -> dict[str, Any]:
         nonlocal done
-        found = _view(comparison, codecs, *job)
+        path = cache and cache / _view_name(comparison, *job)
+        found = _kept(path) if path else None
+        if found is None:
+            found = _view(comparison, codecs, *job)
+            if path:
+                atomic.write(path, json.dumps(found).encode())
+        found["picture"] = job[0].name
         done += 1
         progress(f"pictures of {job[0].name}", done / len(jobs))
         return found
@@ -237,6 +247,22 @@ def _views(
         return list(pool.map(one, jobs))
     finally:  # an interruption waits for what is being done, not for all the rest
         pool.shutdown(cancel_futures=True)
+
+
+def _view_name(comparison: Comparison, picture: Picture, rate: float) -> str:
+    """Where a view is kept: by the picture's pixels and everything that decides what it shows."""
+    points = [(p.codec, p.quality, p.bytes) for p in comparison.points if p.picture == picture.name]
+    about = [rate, SIDE, comparison.metrics, comparison.codecs, points]
+    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    return f"{picture.digest[:24]}/view-{digest}.json"
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "shown" in found else None
 
 
 def _view(
