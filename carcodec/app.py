@@ -43,10 +43,6 @@ app.add_typer(models_app, name="models")
 screen = Console(stderr=True, highlight=False, soft_wrap=True)
 
 _STORAGES = ", ".join(c.name for c in storage.STORAGES)
-_PHOTOS = {
-    ".png", ".jpg", ".jpeg", ".jpe", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif",
-    ".ppm", ".pgm", ".pbm", ".jp2", ".j2k", ".tga",
-}  # fmt: skip
 
 Inputs = Annotated[list[str], typer.Argument(help="Files or folders; - is standard input.")]
 Output = Annotated[
@@ -176,7 +172,7 @@ def encode(
             f"{seconds:.1f} s{scores}"
         )
 
-    _each(inputs, _PHOTOS, output, ".carimg", overwrite, quiet, "Encoding", one)
+    _each(inputs, files.PICTURES, output, ".carimg", overwrite, quiet, "Encoding", one)
 
 
 @app.command()
@@ -357,16 +353,8 @@ def compare(
     from carcodec.compare import codecs as coders
     from carcodec.compare import presets, report, run, summary
 
-    def parts(text: str) -> list[str]:
-        return [part.strip() for part in text.split(",") if part.strip()]
-
-    failures = 0
-
-    def complain(error: CarcodecError) -> None:
-        nonlocal failures
-        failures += 1
-        _complain(error)
-
+    failures: list[CarcodecError] = []
+    complain = _complaints(failures)
     with _bar("", disable=quiet) as bar:
         task = bar.add_task("comparing", total=1.0)
 
@@ -375,7 +363,7 @@ def compare(
 
         if preset:
             tables = presets.run(
-                preset, inputs, parts(models), engine=engine, progress=progress, complain=complain
+                preset, inputs, _parts(models), engine=engine, progress=progress, complain=complain
             )
             for table in tables:
                 bar.console.print(presets.rendered(table))
@@ -387,8 +375,8 @@ def compare(
         shown = _rates(view)
         low, high = _range(rates)
         chosen = [
-            *coders.carcodecs(parts(storages), parts(models), engine=engine, effort=effort),
-            *coders.standard(parts(against)),
+            *coders.carcodecs(_parts(storages), _parts(models), engine=engine, effort=effort),
+            *coders.standard(_parts(against)),
         ]
         if output is not None:
             report.check(output)
@@ -396,7 +384,7 @@ def compare(
             found = run.compare(
                 inputs,
                 chosen,
-                metrics=parts(metric),
+                metrics=_parts(metric),
                 rates=(low, high),
                 points=points,
                 side=side,
@@ -437,6 +425,20 @@ def compare(
         raise typer.Exit(1)
 
 
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _complaints(failures: list[CarcodecError]) -> Callable[[CarcodecError], None]:
+    """What to call with an error that spoils one picture: it is shown, and counted here."""
+
+    def complain(error: CarcodecError) -> None:
+        failures.append(error)
+        _complain(error)
+
+    return complain
+
+
 def _rates(text: str) -> list[float]:
     try:
         found = [float(part) for part in text.split(",") if part.strip()]
@@ -463,7 +465,7 @@ def evaluate(
     models: Annotated[
         str,
         typer.Option(
-            help="Models, and bicubic-x2, box-x3, lanczos3-x4, …, with commas. [see docs]"
+            help="Models, and bicubic-x2, box-x3, lanczos3-x4, …, with commas. [all that fit]"
         ),
     ] = "",
     protocol: Annotated[str, typer.Option(help="car or matlab; see docs/PROTOCOL.md.")] = "car",
@@ -486,25 +488,18 @@ def evaluate(
     from carcodec import atomic
     from carcodec import evaluate as scoring
 
-    failures = 0
-
-    def complain(error: CarcodecError) -> None:
-        nonlocal failures
-        failures += 1
-        _complain(error)
-
+    failures: list[CarcodecError] = []
     with _bar("", disable=quiet) as bar:
         task = bar.add_task("evaluating", total=1.0)
-        names = [part.strip() for part in models.split(",") if part.strip()]
         rows = scoring.evaluate(
             folders,
-            names,
+            _parts(models),
             protocol=protocol,  # type: ignore[arg-type]  # it checks
             engine=engine,
             jobs=jobs,
             cache=cache,
             progress=lambda what, share: bar.update(task, description=what, completed=share),
-            complain=complain,
+            complain=_complaints(failures),
         )
     beside = scoring.published(rows) if papers else []
     console = Console(highlight=False)

@@ -19,13 +19,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from carcodec import atomic, codec, metrics, resize, zoo
-from carcodec.compare.run import load, paths
+from carcodec import codec, metrics, resize, zoo
+from carcodec.compare.run import cache_folder, fingerprint, keep, load, paths, recall
 from carcodec.errors import CarcodecError, CompareError
 
 __all__ = [
     "BITS",
-    "FIGURES", "PROTOCOLS", "Published", "Row", "System", "as_csv", "as_json", "cache_folder",
+    "FIGURES", "PROTOCOLS", "Published", "Row", "System", "as_csv", "as_json",
     "evaluate", "markdown", "published", "sources", "system", "systems", "table",
 ]  # fmt: skip
 
@@ -132,13 +132,6 @@ def _resizer(name: str, kernel: str, scale: int) -> System:
     return System(name, scale, run, f"imresize 1 {kernel}", kernel)
 
 
-def cache_folder() -> Path:
-    """Where results are remembered unless another place is named."""
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("carcodec", False)) / "evaluate"
-
-
 def evaluate(
     folders: Sequence[str | Path],
     names: Sequence[str] = (),
@@ -184,7 +177,7 @@ def evaluate(
         nonlocal done
         progress(f"{task[0].name}, {task[1]}", done / len(tasks))
         try:
-            return _score(task[0], load(task[2]), protocol, cache or cache_folder())
+            return _score(task[0], load(task[2]), protocol, cache or cache_folder("evaluate"))
         except CompareError:
             raise
         except CarcodecError as error:
@@ -219,23 +212,13 @@ def evaluate(
 
 def _score(one: System, image: Pixels, protocol: Protocol, cache: Path) -> dict[str, float]:
     key = f"{one.name} {one.identity} {protocol}"
-    pixels = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
-    path = cache / pixels[:24] / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-    try:
-        known = json.loads(path.read_text("utf-8"))
-        if set(known) == set(FIGURES):
-            return {k: float(v) for k, v in known.items()}
-    except (OSError, ValueError, TypeError):
-        pass
-    figures = _measured(one, image, protocol)
-    try:
-        atomic.write(path, json.dumps(figures).encode())
-    except OSError as error:
-        raise CompareError(
-            f"results cannot be kept in {path.parent}: {error.strerror}; free some space there or "
-            "name another folder with --cache"
-        ) from error
-    return figures
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    path = cache / fingerprint(image)[:24] / f"{name}.json"
+    known = recall(path)
+    if set(known) != set(FIGURES):
+        known = _measured(one, image, protocol)
+        keep(path, known)
+    return known
 
 
 def _measured(one: System, image: Pixels, protocol: Protocol) -> dict[str, float]:

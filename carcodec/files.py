@@ -22,6 +22,7 @@ from carcodec import atomic, codec, pixels
 from carcodec.errors import CarcodecError, ImageError, LimitError
 
 __all__ = [
+    "PICTURES",
     "OutputError",
     "check_output",
     "image_bytes",
@@ -31,6 +32,12 @@ __all__ = [
     "read_photo",
     "write_bytes",
 ]
+
+# what a folder is searched for
+PICTURES = {
+    ".png", ".jpg", ".jpeg", ".jpe", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif",
+    ".ppm", ".pgm", ".pbm", ".jp2", ".j2k", ".tga",
+}  # fmt: skip
 
 
 class OutputError(CarcodecError):

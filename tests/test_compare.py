@@ -217,6 +217,17 @@ def test_similarities_are_compared_in_decibels(found: Comparison) -> None:
     assert curve[point.bpp] == pytest.approx(-10 * math.log10(1 - point.metrics["ssim"]))
 
 
+def test_a_metric_of_ones_own_keeps_its_direction(folder: Path, cache: Path) -> None:
+    distance = metrics.Metric(
+        "mse", "MSE", lambda a, b: float(((a.astype(float) - b) ** 2).mean()), falling=True
+    )
+    own = compare([folder], [TINY, *standard(["jpeg2000"])], metrics=[distance], cache=cache)
+    for name in own.codecs:
+        levels = [level for _, level in own.curve(name, "mse", "streets")]
+        assert levels == sorted(levels) and max(levels) <= 0
+    assert own.bd_rate("gif")["jpeg2000"].mean < 0  # as by PSNR
+
+
 def test_rows_make_a_frame_and_json_comes_back(found: Comparison) -> None:
     frame = pandas.DataFrame(found.rows())
     assert len(frame) == len(found.points) and {"bpp", "psnr", "ssim"} <= set(frame.columns)

@@ -138,6 +138,14 @@ class Comparison:
         titles = {"avif": "AVIF", "jpeg2000": "JPEG 2000", "jpegxl": "JPEG XL", "webp": "WebP"}
         return f"{name.partition('-')[0]}, {titles.get(inside, inside)} inside" if inside else name
 
+    def measure(self, metric: str) -> measures.Metric:
+        """The metric called so: the caller's own, or a built-in one.
+
+        Of a comparison that was read back, a metric that is not built in is taken as it stands.
+        """
+        own = self._memory.get("metrics", {})
+        return own.get(metric) or _BY_NAME.get(metric) or measures.Metric(metric, metric, _lost)
+
     def curve(self, name: str, metric: str = "", picture: str = "") -> Curve:
         """(bpp, quality) of one codec or family; quality as :meth:`Metric.scale` gives it.
 
@@ -186,8 +194,7 @@ class Comparison:
         return [p for p in found if math.isfinite(p[1])]
 
     def _value(self, point: Point, metric: str) -> float:
-        value = point.metrics.get(metric, math.nan)
-        return _BY_NAME[metric].scale(value) if metric in _BY_NAME else value
+        return self.measure(metric).scale(point.metrics.get(metric, math.nan))
 
     def _by_picture(self) -> dict[tuple[str, str], list[Point]]:
         if "points" not in self._memory:
@@ -323,6 +330,10 @@ class Comparison:
 
 
 _BY_NAME = {m.name: m for m in measures.METRICS}
+
+
+def _lost(original: Any, restored: Any) -> float:
+    return math.nan
 
 
 def _number(value: float) -> float | None:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from carcodec import metrics as measures
 from carcodec.compare import curves
 from carcodec.errors import MissingDependencyError
 
@@ -92,8 +91,7 @@ def figure(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("bits per pixel, whole file")
-    known = {m.name: m for m in measures.METRICS}
-    axes.set_ylabel(known[metric].axis if metric in known else metric)
+    axes.set_ylabel(comparison.measure(metric).axis)
     axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
     count = len(comparison.pictures)
     axes.set_title(picture or f"mean of {count} picture{'s' * (count != 1)}", fontsize=10)

@@ -20,11 +20,10 @@ import numpy as np
 from PIL import Image
 
 from carcodec import atomic
-from carcodec import metrics as measures
 from carcodec.compare import curves, plot
 from carcodec.compare.codecs import Codec, Pixels
 from carcodec.compare.comparison import Comparison, Picture
-from carcodec.compare.run import pixels
+from carcodec.compare.run import keep, pixels, recall
 from carcodec.errors import CompareError
 
 __all__ = ["SIDE", "check", "write"]
@@ -123,7 +122,6 @@ def _page(comparison: Comparison, views: list[dict[str, Any]]) -> str:
 
 
 def _content(comparison: Comparison) -> dict[str, Any]:
-    known = {m.name: m for m in measures.METRICS}
     names = comparison.names
     usual = set(plot.usual(comparison))
     spans = [comparison.rates]
@@ -133,9 +131,8 @@ def _content(comparison: Comparison) -> dict[str, Any]:
         "notes": list(comparison.notes),
         "rates": list(comparison.rates),
         "metrics": [
-            {"name": m, "title": known[m].title if m in known else m,
-             "axis": known[m].axis if m in known else m}
-            for m in comparison.metrics
+            {"name": m.name, "title": m.title, "axis": m.axis}
+            for m in map(comparison.measure, comparison.metrics)
         ],
         "codecs": [
             {
@@ -232,11 +229,11 @@ def _views(
     def one(job: tuple[Picture, float]) -> dict[str, Any]:
         nonlocal done
         path = cache and cache / _view_name(comparison, *job)
-        found = _kept(path) if path else None
-        if found is None:
+        found = recall(path) if path else {}
+        if "shown" not in found:
             found = _view(comparison, codecs, *job)
             if path:
-                atomic.write(path, json.dumps(found).encode())
+                keep(path, found)
         found["picture"] = job[0].name
         done += 1
         progress(f"pictures of {job[0].name}", done / len(jobs))
@@ -255,14 +252,6 @@ def _view_name(comparison: Comparison, picture: Picture, rate: float) -> str:
     about = [rate, SIDE, comparison.metrics, comparison.codecs, points]
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     return f"{picture.digest[:24]}/view-{digest}.json"
-
-
-def _kept(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and "shown" in found else None
 
 
 def _view(
@@ -364,11 +353,9 @@ def _entry(
     whole: bool,
 ) -> dict[str, Any]:
     restored = codec.decode(data)
-    known = {m.name: m for m in measures.METRICS}
     figures = {
-        m: plot.finite(known[m].compare(image, restored), 4 if known[m].to_db else 2)
-        for m in comparison.metrics[:2]
-        if m in known
+        m.name: plot.finite(m.compare(image, restored), 4 if m.to_db else 2)
+        for m in map(comparison.measure, comparison.metrics[:2])
     }
     if codec.shown_as and whole:  # the very file
         source = _url(data, codec.shown_as)

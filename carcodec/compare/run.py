@@ -23,23 +23,22 @@ from carcodec.compare.codecs import Codec, Pixels, carcodecs, standard
 from carcodec.compare.comparison import Comparison, Picture, Point
 from carcodec.errors import CarcodecError, CompareError, ImageError
 
-__all__ = ["AGAINST", "SMALLEST", "cache_folder", "compare", "load", "paths", "pixels"]
+__all__ = [
+    "AGAINST", "SMALLEST", "cache_folder", "compare", "fingerprint", "keep", "load", "paths",
+    "pixels", "recall",
+]  # fmt: skip
 
 AGAINST = ("jpeg", "jpeg2000", "webp", "avif", "jpegxl")
 SMALLEST = 16  # pixels a side
-_SUFFIXES = {
-    ".png", ".jpg", ".jpeg", ".jpe", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif",
-    ".ppm", ".pgm", ".pbm", ".jp2", ".j2k", ".tga",
-}  # fmt: skip
 
 Report = Callable[[str, float], None]
 
 
-def cache_folder() -> Path:
+def cache_folder(name: str = "compare") -> Path:
     """Where results are remembered unless another place is named."""
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("carcodec", False)) / "compare"
+    return Path(platformdirs.user_cache_dir("carcodec", False)) / name
 
 
 def load(path: str) -> Pixels:
@@ -57,6 +56,11 @@ def load(path: str) -> Pixels:
     if colour.dtype != np.uint8:
         colour = ((colour.astype(np.uint32) + 128) // 257).astype(np.uint8)
     return np.ascontiguousarray(colour if colour.ndim == 3 else np.repeat(colour[..., None], 3, 2))
+
+
+def fingerprint(image: Pixels) -> str:
+    """SHA-256 of a picture's size and pixels, hexadecimal."""
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
 
 def pixels(picture: Picture) -> Pixels:
@@ -139,8 +143,8 @@ def compare(
                 f"{name}: the middle {image.shape[1]}×{image.shape[0]} pixels of "
                 f"{whole[1]}×{whole[0]} were compared"
             )
-        digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
-        pictures.append(Picture(name, path, image.shape[1], image.shape[0], digest, left, top))
+        size = image.shape[1], image.shape[0]
+        pictures.append(Picture(name, path, *size, fingerprint(image), left, top))
     if not pictures:
         raise CompareError("none of the pictures could be read" if notes else "no pictures")
     folder = cache or cache_folder()
@@ -165,6 +169,7 @@ def compare(
         notes=tuple(notes),
     )
     comparison._memory["codecs"] = tuple(chosen)  # for its report, which encodes again
+    comparison._memory["metrics"] = {metric.name: metric for metric in wanted}
     return comparison
 
 
@@ -186,7 +191,9 @@ def paths(
         if not one.is_dir():
             listed.append((one, Path(one.name)))
             continue
-        inside = sorted(p for p in one.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+        inside = sorted(
+            p for p in one.rglob("*") if p.suffix.lower() in files.PICTURES and p.is_file()
+        )
         if not inside:
             error = ImageError(f"the folder {one} holds no pictures")
             if complain is None:
@@ -240,7 +247,7 @@ class _Runner:
 
     def task(self, picture: Picture, codec: Codec) -> list[Point]:
         path = self.cache / self._key(picture, codec)
-        known = _read(path)
+        known = recall(path)
         found: list[Point] = []
         for number, quality in enumerate(codec.qualities):
             if self.stop.is_set():
@@ -250,7 +257,7 @@ class _Runner:
             old = known.get(name, {})
             if not all(m.name in old.get("metrics", {}) for m in self.metrics):
                 known[name] = self._measure(picture, codec, quality, old)
-                _write(path, known)
+                keep(path, known)
             point = Point(picture.name, codec.name, float(quality), **known[name])
             found.append(point)
             with self.lock:
@@ -313,7 +320,8 @@ class _Runner:
         return image
 
 
-def _read(path: Path) -> dict[str, Any]:
+def recall(path: Path) -> dict[str, Any]:
+    """Results that :func:`keep` wrote; none if there is no such file, or a damaged one."""
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
@@ -321,7 +329,12 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _write(path: Path, known: dict[str, Any]) -> None:
+def keep(path: Path, known: dict[str, Any]) -> None:
+    """Remember results in a file.
+
+    Raises:
+        CompareError: it cannot be written.
+    """
     try:
         atomic.write(path, json.dumps(known).encode())
     except OSError as error:

@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.table import Table
 
-from carcodec import metrics as measures
 from carcodec.compare.comparison import Comparison
 
 __all__ = ["lines"]
@@ -15,7 +14,6 @@ __all__ = ["lines"]
 
 def lines(comparison: Comparison, branches: bool = False) -> list[Any]:
     """For Rich to print: a BD-rate table for each metric, and where the curves cross."""
-    titles = {m.name: m.title for m in measures.METRICS}
     anchors = [n for n, about in comparison.codecs.items() if not about["families"]]
     ours = [n for n in comparison.names if n not in anchors]
     shown = ours if branches else comparison.families
@@ -25,10 +23,11 @@ def lines(comparison: Comparison, branches: bool = False) -> list[Any]:
     low, high = comparison.rates
     found: list[Any] = []
     for metric in comparison.metrics:
+        title = comparison.measure(metric).title
         table = Table(
             "bits, %",
             *(comparison.title(anchor) for anchor in anchors),
-            title=f"BD-rate at equal {titles.get(metric, metric)}, {low:g}–{high:g} bpp, "
+            title=f"BD-rate at equal {title}, {low:g}–{high:g} bpp, "
             f"{count} picture{'s' * (count != 1)}; negative is fewer",
             title_justify="left",
         )
@@ -52,7 +51,7 @@ def lines(comparison: Comparison, branches: bool = False) -> list[Any]:
                     if crossing.codec == "carcodec":
                         better = "carcodec" if crossing.better_above else comparison.title(anchor)
                         found.append(
-                            f"{titles.get(metric, metric)}: above {crossing.bpp:.2g} bpp "
+                            f"{title}: above {crossing.bpp:.2g} bpp "
                             f"{better} is better, of carcodec and {comparison.title(anchor)}"
                         )
     return found
