@@ -334,6 +334,9 @@ def upscale(
 
     ``quality`` is that at which LR was stored, for a conditioned upscaler; ``None`` is lossless.
     """
+    if card.upscaler.family == "bicubic":  # no engine is needed
+        progress(1.0)
+        return _enlarged(small, size, bits, card.scale)
     width, height = size
     network = _network(card, "upscaler", engine, threads)
     share = 1.0 if quality is None else quality / 100
@@ -367,6 +370,22 @@ def upscale(
     )
     finished: pixels.Plane = colour
     return finished
+
+
+def _enlarged(small: storage.Pixels, size: tuple[int, int], bits: int, scale: int) -> pixels.Plane:
+    """Bicubic, in float32, so that levels are rounded once."""
+    width, height = size
+    peak = 65535 if bits == 16 else 255
+    planes = small[..., None] if small.ndim == 2 else small
+    found = np.empty((height, width, planes.shape[2]), np.uint16 if bits == 16 else np.uint8)
+    for channel in range(planes.shape[2]):
+        plane = Image.fromarray(planes[..., channel].astype(np.float32))
+        whole = (plane.width * scale, plane.height * scale)
+        large = np.array(plane.resize(whole, Image.Resampling.BICUBIC))[:height, :width]
+        large *= np.float32(peak / 255)
+        large += np.float32(0.5)
+        found[..., channel] = np.clip(large, 0, peak, out=large)
+    return found if small.ndim == 3 else found[..., 0]
 
 
 def restore(

@@ -52,7 +52,7 @@ def load(card: ModelCard, side: str, threads: int = 0, precision: str = "") -> N
             trunk, rest = _split(model)
             compiled = [compile(trunk, free), compile(rest, exact)]
         else:
-            compiled = [compile(model, free)]
+            compiled = [compile(model, free if side == "upscaler" else exact)]
     except Exception as error:
         raise EngineError(f"OpenVINO cannot load {card.name}: {error}") from error
 

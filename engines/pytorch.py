@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx
 import torch
@@ -11,17 +9,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from carcodec.engines import Network
-from carcodec.errors import EngineError
-from carcodec.networks import car, plain
+from carcodec.errors import EngineError, RecipeError
+from carcodec.networks import car, families, plain
 from carcodec.zoo import ModelCard
 
 __all__ = ["load", "network"]
-
-_FAMILIES: dict[str, Any] = {
-    "car": car.ResamplerNet,
-    "edsr": car.EDSR,
-    "none": plain.Unscaled,
-}
 
 
 def network(card: ModelCard, side: str) -> torch.nn.Module:
@@ -32,14 +24,16 @@ def network(card: ModelCard, side: str) -> torch.nn.Module:
     """
     described = getattr(card, side)
     try:
-        module: torch.nn.Module = _FAMILIES[described.family](card.scale, **described.options)
+        module: torch.nn.Module = families.build(
+            side, described.family, card.scale, described.options
+        )
         model = onnx.load_model_from_string(card.weights(described))
         weights = {
             i.name: torch.from_numpy(numpy_helper.to_array(i).copy())
             for i in model.graph.initializer
         }
         module.load_state_dict(weights)
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (RecipeError, RuntimeError) as error:
         raise EngineError(f"PyTorch cannot build the {side} of {card.name}: {error}") from error
     return module.eval()
 
@@ -56,8 +50,11 @@ def load(card: ModelCard, side: str, threads: int = 0) -> Network:
         source = torch.from_numpy(image).contiguous(memory_format=torch.channels_last)
         if isinstance(module, plain.Unscaled):
             return np.asarray(np.rint(image * 255) / 255, np.float32)
-        if not isinstance(module, car.ResamplerNet):
+        if side == "upscaler":
             return np.ascontiguousarray(module(source, torch.tensor([quality])).numpy())
+        if not isinstance(module, car.ResamplerNet):
+            small = module(source).clamp(0, 1).mul(255).round().div(255)
+            return np.ascontiguousarray(small.numpy())
         # grid_sample takes positions relative to the whole input: float32 would let the
         # place of a tile show in the last bits.
         weights, offsets = (part.double() for part in module.kernels(source))

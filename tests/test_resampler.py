@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 from torch import nn
 
-from carcodec.networks import car
+from carcodec.networks import blocks, car
 from carcodec.training.graph import DOMAIN, OPSET, resample_function
 
 
@@ -116,7 +116,7 @@ def test_kernels_start_as_bicubic(taipei: Image.Image) -> None:
     weights, offsets = network.kernels(image)
     assert weights.shape == (1, 36, 16, 16)
     assert torch.allclose(weights.sum(1), torch.ones(1, 16, 16), atol=1e-5)
-    bicubic = car.bicubic_kernel(2, 6).flatten()
+    bicubic = blocks.bicubic_kernel(2, 6).flatten()
     assert (weights.mean((0, 2, 3)) - bicubic).abs().max() < 0.03
     assert offsets.abs().max() < 0.2
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from carcodec.networks.blocks import ResidualBlock, bicubic_kernel, bicubic_phases
+
 __all__ = [
     "EDSR",
     "ResamplerNet",
     "adaptive_resample",
-    "bicubic_kernel",
     "bounded_offsets",
     "normalised_weights",
     "offset_distance_loss",
@@ -49,20 +50,6 @@ def soft_round(x: Tensor, alpha: float = 0.5) -> Tensor:
     """
     rounded: Tensor = _SoftRound.apply(x, alpha)  # type: ignore[no-untyped-call]
     return rounded
-
-
-def bicubic_kernel(scale: int, size: int) -> Tensor:
-    """Antialiased bicubic (a = -0.5) downscaling kernel, ``(size, size)``, summing to 1.
-
-    The taps stand where :func:`adaptive_resample` puts its undisplaced ones: centred on the
-    LR pixel, one HR pixel apart. Support beyond ``size`` is cut off before normalising.
-    """
-    x = ((torch.arange(size, dtype=torch.float64) - (size - 1) / 2) / scale).abs()
-    inner = 1.5 * x**3 - 2.5 * x**2 + 1
-    outer = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
-    line = torch.where(x <= 1, inner, torch.where(x < 2, outer, torch.zeros_like(x)))
-    line = line / line.sum()
-    return torch.outer(line, line).float()
 
 
 def normalised_weights(heads: Tensor, convex: bool) -> Tensor:
@@ -120,26 +107,6 @@ def adaptive_resample(image: Tensor, weights: Tensor, offsets: Tensor, scale: in
     return torch.stack([(plane * weights).sum(1) for plane in planes], 1)
 
 
-class _ResidualBlock(nn.Module):
-    def __init__(self, width: int, activation: nn.Module, residual_scale: float = 1.0) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.activation = activation
-        self.second = nn.Conv2d(width, width, 3, padding=1)
-        self.residual_scale = residual_scale
-        with torch.no_grad():  # a block that starts near the identity trains faster
-            self.second.weight *= 0.1
-            nn.init.zeros_(self.second.bias)  # type: ignore[arg-type]
-
-    def residual(self, x: Tensor) -> Tensor:
-        y = self.second(self.activation(self.first(x)))
-        scaled: Tensor = y if self.residual_scale == 1 else self.residual_scale * y
-        return scaled
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.residual(x)
-
-
 class ResamplerNet(nn.Module):
     """Estimate each LR pixel's kernel and offsets from the HR image (section III-A).
 
@@ -173,8 +140,10 @@ class ResamplerNet(nn.Module):
         context_width: int = 64,
     ) -> None:
         super().__init__()
+        if cell not in (1, 2):
+            raise ValueError(f"cell must be 1 or 2, not {cell}")
         if context and cell != 1:
-            raise ValueError("context wants features at LR resolution: cell=1")
+            raise ValueError("context wants features at LR resolution: cell = 1")
         self.scale = scale
         self.cell = cell
         self.kernel = kernel or 3 * scale
@@ -187,13 +156,11 @@ class ResamplerNet(nn.Module):
             self.context = nn.Sequential(
                 nn.Conv2d(width, context_width, 2, stride=2),
                 nn.LeakyReLU(0.2),
-                *(_ResidualBlock(context_width, nn.LeakyReLU(0.2)) for _ in range(context)),
+                *(ResidualBlock(context_width, nn.LeakyReLU(0.2)) for _ in range(context)),
                 nn.Conv2d(context_width, 4 * width, 1),
                 nn.PixelShuffle(2),
             )
-        self.body = nn.Sequential(
-            *(_ResidualBlock(width, nn.LeakyReLU(0.2)) for _ in range(blocks))
-        )
+        self.body = nn.Sequential(*(ResidualBlock(width, nn.LeakyReLU(0.2)) for _ in range(blocks)))
         self.weights = self._branch(width, head_width, taps, cell)
         self.offsets = self._branch(width, head_width, 2 * taps, cell)
         with torch.no_grad():  # start as bicubic downscaling, undisplaced
@@ -277,11 +244,13 @@ class EDSR(nn.Module):
         stride: int = 1,
     ) -> None:
         super().__init__()
+        if stride not in (1, 2):
+            raise ValueError(f"stride must be 1 or 2, not {stride}")
         self.scale = scale
         self.stride = stride
         self.head = nn.Conv2d(3, width, stride + 2, stride=stride, padding=1)
         self.body = nn.Sequential(
-            *(_ResidualBlock(width, nn.ReLU(), residual_scale) for _ in range(blocks)),
+            *(ResidualBlock(width, nn.ReLU(), residual_scale) for _ in range(blocks)),
         )
         self.tail = nn.Conv2d(width, 3 * (scale * stride) ** 2, 3, padding=1)
         self.skip = nn.Conv2d(3, 3 * scale**2, 5)
@@ -293,7 +262,7 @@ class EDSR(nn.Module):
         with torch.no_grad():
             self.tail.weight *= 0.1
             self.tail.bias.zero_()  # type: ignore[union-attr]
-            self.skip.weight.copy_(_bicubic_phases(scale))
+            self.skip.weight.copy_(bicubic_phases(scale))
             self.skip.bias.zero_()  # type: ignore[union-attr]
             if self.condition is not None:  # start with gains of 1
                 last: Any = self.condition[-1]
@@ -327,22 +296,6 @@ class EDSR(nn.Module):
             return functional.pixel_shuffle(x + around, self.scale)
         x = functional.pixel_shuffle(x, self.scale * self.stride)
         return x + functional.pixel_shuffle(around, self.scale)
-
-
-def _bicubic_phases(scale: int) -> Tensor:
-    """Bicubic ×scale interpolation as a ``(3*scale**2, 3, 5, 5)`` sub-pixel convolution."""
-    lines = []
-    for phase in range(scale):
-        x = (torch.arange(5, dtype=torch.float64) - 2 - ((phase + 0.5) / scale - 0.5)).abs()
-        inner = 1.5 * x**3 - 2.5 * x**2 + 1
-        outer = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
-        lines.append(torch.where(x <= 1, inner, torch.where(x < 2, outer, torch.zeros_like(x))))
-    phases = torch.stack(lines)
-    kernels = torch.einsum("ai,bj->abij", phases, phases).reshape(scale**2, 5, 5).float()
-    weight = torch.zeros(3, scale**2, 3, 5, 5)
-    for channel in range(3):
-        weight[channel, :, channel] = kernels
-    return weight.view(3 * scale**2, 3, 5, 5)
 
 
 def offset_distance_loss(offsets: Tensor, scale: int, eta: float = 1.0) -> Tensor:

@@ -1,11 +1,11 @@
-"""Downscalers without anything to learn: the baseline, and none at all."""
+"""Scaling without anything to learn: the baseline, and none at all."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["BicubicDownscaler", "Unscaled"]
+__all__ = ["BicubicDownscaler", "BicubicUpscaler", "Unscaled"]
 
 
 class BicubicDownscaler(nn.Module):
@@ -18,6 +18,24 @@ class BicubicDownscaler(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """HR ``(N, 3, H, W)`` to LR ``(N, 3, H/s, W/s)``."""
         size = [side // self.scale for side in image.shape[-2:]]
+        return functional.interpolate(image, size, mode="bicubic", antialias=True)
+
+
+class BicubicUpscaler(nn.Module):
+    """Bicubic enlargement (a = -0.5) as Pillow's: weights beyond the border are left out.
+
+    A downscaler trained for it makes LR that any viewer's zoom restores (CAR, table I).
+    """
+
+    halo = 3
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, image: Tensor, quality: Tensor | None = None) -> Tensor:
+        """LR ``(N, 3, h, w)`` to HR ``(N, 3, s*h, s*w)``, not clamped; ``quality`` is ignored."""
+        size = [side * self.scale for side in image.shape[-2:]]
         return functional.interpolate(image, size, mode="bicubic", antialias=True)
 
 

@@ -13,11 +13,11 @@ from torch import nn
 
 from carcodec import atomic
 from carcodec.errors import TrainingError
-from carcodec.networks.car import EDSR, ResamplerNet
-from carcodec.networks.plain import Unscaled
-from carcodec.training.graph import downscaler_graph, unscaled_graph, upscaler_graph
+from carcodec.networks import families
+from carcodec.networks.plain import BicubicDownscaler
+from carcodec.training.graph import written
 from carcodec.training.loop import build_networks, load_checkpoint
-from carcodec.training.recipe import DownscalerRecipe, Recipe, Schedule, UpscalerRecipe
+from carcodec.training.recipe import NetworkRecipe, Recipe, Schedule
 
 __all__ = ["checkpoint_networks", "export"]
 
@@ -34,8 +34,8 @@ def checkpoint_networks(path: Path) -> tuple[Recipe, nn.Module, nn.Module, dict[
         recipe = Recipe(
             **saved
             | {
-                "downscaler": DownscalerRecipe(**saved["downscaler"]),
-                "upscaler": UpscalerRecipe(**saved["upscaler"]),
+                "downscaler": NetworkRecipe(**saved["downscaler"]),
+                "upscaler": NetworkRecipe(**saved["upscaler"]),
                 "training": Schedule(**saved["training"]),
             }
         )
@@ -74,40 +74,11 @@ def export(
             or a model of that name and version with other weights is in the way.
     """
     recipe, downscaler, upscaler, state = checkpoint_networks(checkpoint)
-    if not isinstance(downscaler, (ResamplerNet, Unscaled)) or not isinstance(upscaler, EDSR):
+    if isinstance(downscaler, BicubicDownscaler):
         raise TrainingError(f"{recipe.name} has no learned downscaler: baselines are not exported")
-    options: dict[str, Any] = {}
-    if isinstance(downscaler, ResamplerNet):
-        graph = downscaler_graph(downscaler)
-        options = {
-            "width": recipe.downscaler.width,
-            "blocks": recipe.downscaler.blocks,
-            "head_width": recipe.downscaler.head_width,
-            "kernel": downscaler.kernel,
-            "convex": recipe.downscaler.convex,
-            "cell": recipe.downscaler.cell,
-            "context": recipe.downscaler.context,
-            "context_width": recipe.downscaler.context_width,
-        }
-    else:
-        graph = unscaled_graph()
-    files = {
-        "downscaler": graph.SerializeToString(),
-        "upscaler": upscaler_graph(upscaler).SerializeToString(),
-    }
+    sides = {"downscaler": downscaler, "upscaler": upscaler}
+    files = {side: written(network, side).SerializeToString() for side, network in sides.items()}
     _compare(downscaler, upscaler, files)
-    halos = {"downscaler": downscaler.halo, "upscaler": upscaler.halo}
-    recipes = {
-        "downscaler": options,
-        "upscaler": {
-            "width": recipe.upscaler.width,
-            "blocks": recipe.upscaler.blocks,
-            "residual_scale": recipe.upscaler.residual_scale,
-            "conditioned": recipe.upscaler.conditioned,
-            "stride": recipe.upscaler.stride,
-        },
-    }
-    families = {"downscaler": recipe.downscaler.family, "upscaler": recipe.upscaler.family}
     lines = [
         f"name = {_toml(recipe.name)}",
         f"version = {recipe.version}",
@@ -115,15 +86,19 @@ def export(
         f"description = {_toml(recipe.description)}",
     ]
     for side, payload in files.items():
-        network = downscaler if side == "downscaler" else upscaler
+        network: Any = sides[side]
+        described = getattr(recipe, side)
+        options = families.complete(side, described.family, described.options)
+        if hasattr(network, "kernel"):
+            options["kernel"] = network.kernel  # where the default follows from the scale
         lines += [
             "",
             f"[{side}]  # {sum(p.numel() for p in network.parameters())} parameters",
-            f"family = {_toml(families[side])}",
+            f"family = {_toml(described.family)}",
             f'file = "{side}.onnx"',
             f'sha256 = "{hashlib.sha256(payload).hexdigest()}"',
-            f"halo = {halos[side]}  # LR pixels",
-            f"options = {_toml(recipes[side])}",
+            f"halo = {network.halo}  # LR pixels",
+            f"options = {_toml(options)}",
         ]
     training = {
         "data": data,
@@ -152,7 +127,7 @@ def export(
     return card
 
 
-def _compare(downscaler: ResamplerNet | Unscaled, upscaler: EDSR, files: dict[str, bytes]) -> None:
+def _compare(downscaler: Any, upscaler: Any, files: dict[str, bytes]) -> None:
     generator = np.random.default_rng(7)
     side = 48 * downscaler.scale
     smooth = torch.from_numpy(generator.random((1, 3, side // 8, side // 8), np.float32))

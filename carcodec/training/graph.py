@@ -7,15 +7,21 @@ function for a body (see :func:`resample_function`).
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import fx, nn
 
+from carcodec.networks import blocks, rsrnet
+from carcodec.networks.blocks import PlaneNetwork
 from carcodec.networks.car import EDSR, ResamplerNet
+from carcodec.networks.plain import BicubicUpscaler, Unscaled
 
-__all__ = ["OPSET", "downscaler_graph", "resample_function", "upscaler_graph"]
+__all__ = ["OPSET", "resample_function", "written"]
 
 OPSET = 17
 DOMAIN = "carcodec"
@@ -39,9 +45,16 @@ class _Graph:
         return str(self.op("Constant", value=numpy_helper.from_array(array)))
 
     def parameter(self, name: str) -> str:
+        if any(known.name == name for known in self.initialisers):  # a network that recurs
+            return name
         array = self.parameters[name].detach().float().cpu().numpy()
         self.initialisers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
+
+    def edges(self, x: str, width: int) -> str:
+        """Edge pixels repeated outwards."""
+        pads = self.constant([0, 0, width, width] * 2, np.int64)
+        return str(self.op("Pad", x, pads, mode="edge"))
 
     def conv(self, x: str, name: str, stride: int = 1, padding: int = 0) -> str:
         weight, bias = self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias")
@@ -114,11 +127,162 @@ def _blocks(
     return x
 
 
-def upscaler_graph(network: EDSR) -> onnx.ModelProto:
-    """``lr`` (1, 3, h, w) in [0, 1] to ``hr`` (1, 3, s*h, s*w), not clamped.
+def written(network: nn.Module, side: str) -> onnx.ModelProto:
+    """The ONNX graph of a network of ``side`` ``downscaler`` or ``upscaler``.
 
-    A conditioned network has a second input, ``quality`` (1,), in [0, 1].
+    A downscaler takes ``hr`` (1, 3, H, W) in [0, 1], sides multiples of 2*s, to ``lr``
+    (1, 3, H/s, W/s), clamped and rounded to multiples of 1/255. An upscaler takes ``lr``
+    (1, 3, h, w) to ``hr`` (1, 3, s*h, s*w), not clamped; a conditioned one has a second input,
+    ``quality`` (1,), in [0, 1].
+
+    Raises:
+        TypeError: not a network that can be written.
     """
+    if isinstance(network, PlaneNetwork):
+        return _planes_graph(network, side)
+    if isinstance(network, EDSR):
+        return _edsr_graph(network)
+    if isinstance(network, ResamplerNet):
+        return _resampler_graph(network)
+    if isinstance(network, Unscaled):
+        return _unscaled_graph()
+    if isinstance(network, BicubicUpscaler):
+        return _bicubic_graph(network)
+    raise TypeError(f"{type(network).__name__} cannot be written")
+
+
+def _planes_graph(network: PlaneNetwork, side: str) -> onnx.ModelProto:
+    """Traced by torch.fx, module by module."""
+    tracer = _Tracer()
+    graph = _Graph(dict(network.named_parameters()))
+    source, target = ("hr", "lr") if side == "downscaler" else ("lr", "hr")
+    x = source
+    if network.channels == 1:  # planes as a batch
+        x = graph.op("Transpose", x, perm=[1, 0, 2, 3])
+    values: dict[str, str] = {}
+
+    def value(argument: Any) -> str:
+        return values[argument.name] if isinstance(argument, fx.Node) else graph.constant(argument)
+
+    for node in tracer.trace(network).nodes:
+        if node.op == "placeholder":
+            values[node.name] = x
+        elif node.op == "call_module":
+            module = network.get_submodule(node.target)
+            values[node.name] = _module(graph, module, node.target, value(node.args[0]))
+        elif node.op == "call_function" and node.target in _FUNCTIONS:
+            values[node.name] = graph.op(_FUNCTIONS[node.target], *map(value, node.args))
+        elif node.op == "call_function" and node.target is torch.cat:
+            parts, axis = node.args
+            if len(parts) > 1:
+                values[node.name] = graph.op("Concat", *map(value, parts), axis=axis)
+            else:
+                values[node.name] = value(parts[0])
+        elif node.op == "output":
+            x = value(node.args[0])
+        else:
+            raise TypeError(f"{node.op} {node.target} cannot be written")
+    if network.channels == 1:
+        x = graph.op("Transpose", x, perm=[1, 0, 2, 3])
+    if side == "downscaler":
+        graph.rounded(x)
+    dims: dict[str, list[Any]] = {"lr": [1, 3, "h", "w"], "hr": [1, 3, "H", "W"]}
+    return graph.model(side, [(source, dims[source])], (target, dims[target]), [])
+
+
+class _Tracer(fx.Tracer):
+    traced_func_name = "core"
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, _LEAVES) or super().is_leaf_module(m, module_qualified_name)
+
+
+_LEAVES = (blocks.Shortcut, blocks.Reduction, rsrnet.QBReLU)
+_FUNCTIONS: dict[Any, str] = {operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul"}
+
+
+def _module(graph: _Graph, module: nn.Module, name: str, x: str) -> str:
+    """One layer; returns its result's name."""
+    found: Any
+    if isinstance(module, nn.Conv2d):
+        found = graph.conv(x, name, module.stride[0], int(module.padding[0]))
+    elif isinstance(module, nn.ConvTranspose2d):
+        found = graph.op(
+            "ConvTranspose", x, graph.parameter(f"{name}.weight"), graph.parameter(f"{name}.bias"),
+            kernel_shape=list(module.kernel_size), strides=list(module.stride),
+            pads=[int(p) for p in module.padding] * 2,
+            output_padding=list(module.output_padding),
+        )  # fmt: skip
+    elif isinstance(module, nn.LeakyReLU):
+        found = graph.op("LeakyRelu", x, alpha=module.negative_slope)
+    elif isinstance(module, nn.PReLU):
+        slope = graph.parameter(f"{name}.weight")
+        shape = graph.constant([-1, 1, 1], np.int64)
+        found = graph.op("PRelu", x, graph.op("Reshape", slope, shape))
+    elif isinstance(module, nn.PixelShuffle):
+        found = graph.op("DepthToSpace", x, blocksize=module.upscale_factor, mode="CRD")
+    elif isinstance(module, nn.PixelUnshuffle):
+        # SpaceToDepth orders channels otherwise
+        found = _unshuffled(graph, x, module.downscale_factor)
+    elif isinstance(module, nn.AvgPool2d):
+        sides = [int(module.kernel_size)] * 2  # type: ignore[arg-type]
+        found = graph.op("AveragePool", x, kernel_shape=sides, strides=sides)
+    elif isinstance(module, blocks.Shortcut):
+        padded = graph.edges(x, module.padding) if module.padding else x
+        found = graph.op("Conv", padded, graph.constant(module.weight.numpy()))
+        found = graph.op("DepthToSpace", found, blocksize=module.scale, mode="CRD")
+    elif isinstance(module, blocks.Reduction):
+        weight = graph.constant(module.weight.numpy())
+        padded = graph.edges(x, module.padding)
+        sides = [module.scale] * 2
+        found = graph.op("Conv", padded, weight, strides=sides, group=module.channels)
+    elif type(module) in _SIMPLE:
+        kind = _SIMPLE[type(module)]
+        found = graph.op(kind, x) if kind else x
+    else:
+        raise TypeError(f"{type(module).__name__} cannot be written")
+    return str(found)
+
+
+# rounding comes at the end of every downscaler's graph
+_SIMPLE: dict[type, str] = {
+    nn.ReLU: "Relu",
+    nn.Sigmoid: "Sigmoid",
+    nn.AdaptiveAvgPool2d: "GlobalAveragePool",
+    nn.Identity: "",
+    rsrnet.QBReLU: "",
+}
+
+
+def _unshuffled(graph: _Graph, x: str, factor: int) -> str:
+    """PixelUnshuffle: channel c of pixel (i, j) in a cell becomes channel c*f*f + i*f + j."""
+    shape = graph.op("Shape", x)
+    two = graph.constant([factor], np.int64)
+
+    def length(axis: int) -> Any:
+        at = graph.constant([axis], np.int64)
+        return graph.op("Gather", shape, at, axis=0)
+
+    rows, columns = (graph.op("Div", length(axis), two) for axis in (2, 3))
+    split = graph.op("Concat", length(0), length(1), rows, two, columns, two, axis=0)
+    y = graph.op("Transpose", graph.op("Reshape", x, split), perm=[0, 1, 3, 5, 2, 4])
+    channels = graph.op("Mul", length(1), graph.constant([factor**2], np.int64))
+    return str(
+        graph.op("Reshape", y, graph.op("Concat", length(0), channels, rows, columns, axis=0))
+    )
+
+
+def _bicubic_graph(network: BicubicUpscaler) -> onnx.ModelProto:
+    graph = _Graph()
+    scales = graph.constant([1, 1, network.scale, network.scale])
+    graph.op(
+        "Resize", "lr", "", scales, mode="cubic", cubic_coeff_a=-0.5, exclude_outside=1,
+        coordinate_transformation_mode="half_pixel",
+    )  # fmt: skip
+    return graph.model("upscaler", [("lr", [1, 3, "h", "w"])], ("hr", [1, 3, "H", "W"]), [])
+
+
+def _edsr_graph(network: EDSR) -> onnx.ModelProto:
     graph = _Graph(dict(network.named_parameters()))
     x = graph.op("Sub", "lr", graph.constant(0.5))
     x = graph.conv(x, "head", network.stride, padding=1)
@@ -137,8 +301,7 @@ def upscaler_graph(network: EDSR) -> onnx.ModelProto:
         gains = [split] if blocks == 1 else split
     y = _blocks(graph, x, blocks, "Relu", first.residual_scale, gains)
     y = graph.conv(graph.op("Add", x, y), "tail", padding=1)
-    pads = graph.constant([0, 0, 2, 2, 0, 0, 2, 2], np.int64)
-    around = graph.conv(graph.op("Pad", "lr", pads, mode="edge"), "skip")
+    around = graph.conv(graph.edges("lr", 2), "skip")
     if network.stride == 1:
         y = graph.op("Add", y, around)
         graph.op("DepthToSpace", y, blocksize=network.scale, mode="CRD")
@@ -150,11 +313,7 @@ def upscaler_graph(network: EDSR) -> onnx.ModelProto:
     return graph.model("upscaler", sources, ("hr", [1, 3, "H", "W"]), [])
 
 
-def downscaler_graph(network: ResamplerNet) -> onnx.ModelProto:
-    """``hr`` (1, 3, H, W) in [0, 1], sides multiples of cell*s, to ``lr`` (1, 3, H/s, W/s).
-
-    LR is clamped and rounded to multiples of 1/255.
-    """
+def _resampler_graph(network: ResamplerNet) -> onnx.ModelProto:
     graph = _Graph(dict(network.named_parameters()))
     stride = network.cell * network.scale
     x = graph.op("Sub", "hr", graph.constant(0.5))
@@ -186,8 +345,7 @@ def downscaler_graph(network: ResamplerNet) -> onnx.ModelProto:
     )
 
 
-def unscaled_graph() -> onnx.ModelProto:
-    """``hr`` (1, 3, H, W) in [0, 1] to ``lr`` of the same size, rounded to multiples of 1/255."""
+def _unscaled_graph() -> onnx.ModelProto:
     graph = _Graph()
     graph.rounded("hr")
     return graph.model("downscaler", [("hr", [1, 3, "H", "W"])], ("lr", [1, 3, "H", "W"]), [])

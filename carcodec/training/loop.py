@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from carcodec import atomic, storage, zoo
 from carcodec.errors import TrainingError
-from carcodec.networks import car, plain
+from carcodec.networks import car, families
 from carcodec.training import proxies
 from carcodec.training.data import Patches, load_images, split
 from carcodec.training.optimiser import build_optimisers
@@ -41,18 +41,11 @@ class Progress:
 
 def build_networks(recipe: Recipe) -> tuple[nn.Module, nn.Module]:
     """The recipe's downscaler and upscaler, freshly initialised."""
-    options = asdict(recipe.downscaler)
-    downscaler: nn.Module
-    family = options.pop("family")
-    if family == "bicubic":
-        downscaler = plain.BicubicDownscaler(recipe.scale)
-    elif family == "none":
-        downscaler = plain.Unscaled(recipe.scale)
-    else:
-        downscaler = car.ResamplerNet(recipe.scale, **options)
-    options = asdict(recipe.upscaler)
-    options.pop("family")
-    return downscaler, car.EDSR(recipe.scale, **options)
+    down, up = recipe.downscaler, recipe.upscaler
+    return (
+        families.build("downscaler", down.family, recipe.scale, down.options),
+        families.build("upscaler", up.family, recipe.scale, up.options),
+    )
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -110,6 +103,7 @@ class _Trainer:
         self.bf16 = schedule.bf16 and (device.type != "cpu" or _cpu_has_bfloat16())
         self.step = 0
         self.minutes = 0.0
+        self.spent = 0.0  # share of the budget
 
     def _weights(self) -> dict[str, Tensor]:
         return {
@@ -123,7 +117,14 @@ class _Trainer:
         height, width = (min(side, limit) // multiple * multiple for side in image.shape[:2])
         top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
         crop = torch.from_numpy(image[top : top + height, left : left + width].copy())
-        return crop.permute(2, 0, 1)[None].float().div(255)
+        return self._coloured(crop.permute(2, 0, 1)[None].float().div(255))
+
+    def _coloured(self, image: Tensor) -> Tensor:
+        """RGB as it is, or its luma ``(N, 1, H, W)``, which MATLAB's rgb2ycbcr rounds too."""
+        if self.schedule.colour == "rgb":
+            return image
+        weights = image.new_tensor([65.481, 128.553, 24.966]).view(1, 3, 1, 1)
+        return ((image * weights).sum(1, keepdim=True) + 16).round().div(255)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -149,20 +150,23 @@ class _Trainer:
                 total = total + schedule.offset * car.offset_distance_loss(offsets, scale)
             if schedule.tv:
                 total = total + schedule.tv * car.partial_tv_loss(weights, offsets, scale)
-            if schedule.guide:
-                guide = functional.interpolate(
-                    image, scale_factor=1 / scale, mode="bicubic", antialias=True
-                )
-                total = total + schedule.guide * (small - guide).abs().mean()
             if schedule.bounds:
                 total = total + schedule.bounds * (small - small.detach().clamp(0, 1)).abs().mean()
         else:
-            small = self.downscaler(image)
+            with self._autocast():
+                small = self.downscaler(image)
+            small = small.float()
+        if schedule.guide:
+            guide = functional.interpolate(
+                image, scale_factor=1 / scale, mode="bicubic", antialias=True
+            )
+            total = total + schedule.guide * (small - guide).abs().mean()
         quality, plain_small = None, small.detach()
         if alone:
             small, quality = self._stored(small)
         elif schedule.codec in ("", "lossless"):
-            small = self._rounded(small)
+            if self.spent >= schedule.quantise:
+                small = self._rounded(small)
             if schedule.codec:
                 total = total + schedule.rate * proxies.lossless_bits(small).mean()
         else:
@@ -232,13 +236,13 @@ class _Trainer:
 
     def update(self, budget: float) -> tuple[Tensor, float]:
         """One optimiser step; the learning rate follows the share of the budget already spent."""
-        spent = min(self.minutes / budget, 1.0)
+        spent = self.spent = min(self.minutes / budget, 1.0)
         ramp = min(1.0, (self.step + 1) / 200, max(spent, 1e-3) / max(self.schedule.warmup, 1e-3))
         rate = self.schedule.learning_rate * ramp * 0.5 * (1 + math.cos(math.pi * spent))
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["ratio"]
-        image = self.patches.batch(self.schedule.batch).to(
+        image = self._coloured(self.patches.batch(self.schedule.batch)).to(
             self.device, memory_format=torch.channels_last
         )
         loss = self.loss(image)
@@ -319,9 +323,10 @@ class _Trainer:
         """
         own, other = self._weights(), _given_weights(path)
         fits = {k: v for k, v in other.items() if k in own and own[k].shape == v.shape}
-        taken = sum(v.numel() for k, v in fits.items() if k.startswith("upscaler"))
-        if taken < sum(p.numel() for p in self.upscaler.parameters()) / 2:
-            raise TrainingError(f"{path} holds an upscaler of another size than the recipe's")
+        side = "upscaler" if any(True for _ in self.upscaler.parameters()) else "downscaler"
+        taken = sum(v.numel() for k, v in fits.items() if k.startswith(side))
+        if taken < sum(v.numel() for k, v in own.items() if k.startswith(side)) / 2:
+            raise TrainingError(f"{path} holds {side} weights of another size than the recipe's")
         self._put(own | fits)
         self.average = {k: v.clone() for k, v in self._weights().items()}
 

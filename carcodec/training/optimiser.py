@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from carcodec.networks.blocks import PlaneNetwork
+
 __all__ = ["Muon", "build_optimisers"]
 
 
@@ -56,19 +58,23 @@ def build_optimisers(
     Muon's update is scaled to the size of Adam's (0.2 RMS per element), so one learning
     rate serves both. Parameter groups carry a ``ratio`` to that rate: ``downscaler_rate`` for the
     downscaler's hidden convolutions and, under Muon, half of it for the rest of the downscaler,
-    whose last layers set kernels directly.
+    whose last layers set kernels directly. A network's own ``slower`` layers come on top, under
+    Adam.
     """
     adam: list[dict[str, Any]] = []
     muon: list[dict[str, Any]] = []
     for network, ratio in ((upscaler, 1.0), (downscaler, downscaler_rate)):
         hidden: list[Tensor] = []
-        rest: list[Tensor] = []
+        rest: dict[float, list[Tensor]] = {}
+        half = 0.5 if kind == "muon" and network is downscaler else 1.0
+        slower = getattr(network, "slower", {}) if kind == "adam" else {}
         for name, p in network.named_parameters():
-            inside = kind == "muon" and p.ndim == 4 and _is_hidden(network, name)
-            (hidden if inside else rest).append(p)
-        if rest:
-            half = 0.5 if kind == "muon" and network is downscaler else 1.0
-            adam.append({"params": rest, "ratio": half * ratio})
+            if kind == "muon" and p.ndim == 4 and _is_hidden(network, name):
+                hidden.append(p)
+            else:
+                share = half * ratio * slower.get(name.partition(".")[0], 1.0)
+                rest.setdefault(share, []).append(p)
+        adam += [{"params": found, "ratio": share} for share, found in rest.items()]
         if hidden:
             muon.append({"params": hidden, "ratio": ratio})
     optimisers: list[torch.optim.Optimizer] = [
@@ -80,7 +86,10 @@ def build_optimisers(
 
 
 def _is_hidden(network: nn.Module, name: str) -> bool:
-    """Whether a parameter lies between features and features: the body, a branch but its end."""
+    """Whether a convolution lies between features and features, not between them and an image."""
+    if isinstance(network, PlaneNetwork):
+        weight = network.get_parameter(name)
+        return name.endswith("weight") and min(weight.shape[:2]) > 4 and name != "down.weight"
     part, *rest = name.split(".")
     if part == "body":
         return True

@@ -8,38 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from carcodec.errors import RecipeError
+from carcodec.networks import families
 
-__all__ = ["DownscalerRecipe", "Recipe", "Schedule", "UpscalerRecipe", "load_recipe"]
-
-
-@dataclass(frozen=True)
-class DownscalerRecipe:
-    """``family`` is ``car``, ``bicubic`` (fixed, for baselines) or ``none`` (scale 1).
-
-    The rest is ResamplerNet's.
-    """
-
-    family: str = "car"
-    width: int = 128
-    blocks: int = 5
-    head_width: int = 256
-    convex: bool = True
-    cell: int = 2
-    context: int = 0
-    context_width: int = 64
+__all__ = ["NetworkRecipe", "Recipe", "Schedule", "load_recipe"]
 
 
 @dataclass(frozen=True)
-class UpscalerRecipe:
-    """EDSR's options: see :class:`carcodec.networks.car.EDSR`."""
+class NetworkRecipe:
+    """One side's network: its family (:mod:`carcodec.networks.families`) and that one's options."""
 
-    family: str = "edsr"
-    width: int = 256
-    blocks: int = 32
-    residual_scale: float = 1.0
-    conditioned: bool = False
-    stride: int = 1
+    family: str
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,6 +58,8 @@ class Schedule:
     guide: float = 0.0
     bounds: float = 0.0
     soft_round: float = 0.5
+    quantise: float = 0.0
+    colour: str = "rgb"
     codec: str = ""
     quality_low: float = 10.0
     quality_high: float = 90.0
@@ -93,14 +77,12 @@ class Recipe:
     scale: int
     version: int = 1
     description: str = ""
-    downscaler: DownscalerRecipe = field(default_factory=DownscalerRecipe)
-    upscaler: UpscalerRecipe = field(default_factory=UpscalerRecipe)
+    downscaler: NetworkRecipe = NetworkRecipe("car")
+    upscaler: NetworkRecipe = NetworkRecipe("edsr")
     training: Schedule = field(default_factory=Schedule)
 
 
-_PARTS = {"downscaler": DownscalerRecipe, "upscaler": UpscalerRecipe, "training": Schedule}
 CODECS = ("", "avif", "webp", "jpeg2000", "lossless")
-_FAMILIES = {"downscaler": ("car", "bicubic", "none"), "upscaler": ("edsr",)}
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -115,16 +97,12 @@ def load_recipe(path: Path) -> Recipe:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not a TOML file: {error}") from error
-    for part, kind in _PARTS.items():
+    for part in ("downscaler", "upscaler"):
         if part in data:
-            data[part] = _build(kind, data[part], f"{path} [{part}]")
+            data[part] = _network(data[part], part, f"{path} [{part}]")
+    if "training" in data:
+        data["training"] = _build(Schedule, data["training"], f"{path} [training]")
     recipe: Recipe = _build(Recipe, data, str(path))
-    for part, families in _FAMILIES.items():
-        family = getattr(recipe, part).family
-        if family not in families:
-            raise RecipeError(
-                f"{path} [{part}]: unknown family {family!r}; known: {', '.join(families)}"
-            )
     if recipe.downscaler.family == "none":
         if recipe.scale != 1:
             raise RecipeError(f"{path}: without a downscaler the scale is 1, not {recipe.scale}")
@@ -136,6 +114,8 @@ def load_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path} [training]: optimiser must be 'adam' or 'muon'")
     if recipe.training.loss not in ("l1", "mse"):
         raise RecipeError(f"{path} [training]: loss must be 'l1' or 'mse'")
+    if recipe.training.colour not in ("rgb", "y"):
+        raise RecipeError(f"{path} [training]: colour must be 'rgb' or 'y'")
     if recipe.training.codec not in CODECS:
         raise RecipeError(
             f"{path} [training]: unknown codec {recipe.training.codec!r}; "
@@ -145,13 +125,29 @@ def load_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path} [training]: real needs a lossy codec")
     if not 0 <= recipe.training.quality_low <= recipe.training.quality_high <= 100:
         raise RecipeError(f"{path} [training]: qualities must be ordered and from 0 to 100")
-    if recipe.upscaler.stride not in (1, 2):
-        raise RecipeError(f"{path} [upscaler]: stride must be 1 or 2")
-    if recipe.downscaler.cell not in (1, 2):
-        raise RecipeError(f"{path} [downscaler]: cell must be 1 or 2")
-    if recipe.downscaler.context and recipe.downscaler.cell != 1:
-        raise RecipeError(f"{path} [downscaler]: context wants cell = 1")
+    for part in ("downscaler", "upscaler"):
+        network = getattr(recipe, part)
+        try:  # what the network itself has to say about its options
+            with torch.device("meta"):
+                families.build(part, network.family, recipe.scale, network.options)
+        except RecipeError as error:
+            raise RecipeError(f"{path} [{part}]: {error}") from error
+        if recipe.training.colour == "y" and network.options.get("channels", 1) != 1:
+            raise RecipeError(f"{path} [{part}]: colour = 'y' wants channels = 1")
+        if recipe.training.colour == "y" and network.family in ("car", "edsr"):
+            raise RecipeError(f"{path} [{part}]: {network.family} takes colour, not luma alone")
     return recipe
+
+
+def _network(values: Any, part: str, where: str) -> NetworkRecipe:
+    if not isinstance(values, dict):
+        raise RecipeError(f"{where}: expected a table")
+    options = dict(values)
+    family = options.pop("family", "car" if part == "downscaler" else "edsr")
+    try:
+        return NetworkRecipe(family, families.complete(part, family, options))
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from error
 
 
 def _build(kind: Any, values: Any, where: str) -> Any:

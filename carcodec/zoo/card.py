@@ -19,7 +19,7 @@ class Side:
     """One network of a model.
 
     Attributes:
-        family: ``car``, ``none`` (scale 1) or ``edsr``.
+        family: as :mod:`carcodec.networks.families` calls it.
         file: the ONNX file's name, beside the card.
         sha256: of that file, hexadecimal.
         halo: receptive-field radius in LR pixels: what lies further away cannot matter.
