@@ -66,7 +66,7 @@ class Header:
 
     Attributes:
         width, height: HR size in pixels.
-        scale: HR pixels per LR pixel, 1…16; LR is ``ceil(width/scale) × ceil(height/scale)``.
+        scale: HR pixels per LR pixel, 1…128; LR is ``ceil(width/scale) × ceil(height/scale)``.
         mode: key of :data:`MODES`.
         storage: number of the LR image's storage codec (docs/FORMAT.md lists them).
         quality: the codec's quality, 0…100, or 255 for lossless.
@@ -153,7 +153,7 @@ def _check(header: Header) -> None:
         raise ContainerError(
             f"the header gives an impossible size, {header.width}×{header.height} pixels"
         )
-    if not 1 <= header.scale <= 16:
+    if not 1 <= header.scale <= 128:
         raise ContainerError(f"the header gives an impossible scale, {header.scale}")
     if header.mode not in MODES:
         raise UnsupportedError(

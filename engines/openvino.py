@@ -81,7 +81,8 @@ def _split(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto]:
         weight.name: weight.dims[1] for weight in model.graph.initializer if weight.dims[1:]
     }
     resampler = next(node for node in model.graph.node if node.op_type == _RESAMPLER)
-    last = [made_by[head] for head in resampler.input[1:]]
+    heads = [made_by[head] for head in resampler.input[1:]]
+    last = [layer for layer in heads if layer.op_type == "Conv"]  # there may be no offsets
     features = [layer.input[0] for layer in last]
     model.graph.value_info.extend(
         make_tensor_value_info(name, TensorProto.FLOAT, [1, channels[layer.input[1]], "h", "w"])

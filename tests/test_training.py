@@ -152,6 +152,12 @@ PAIRS = {
         4,
         "guide = 0.1",
     ),
+    "car-still": (
+        'family = "car"\nwidth = 8\nblocks = 1\nhead_width = 8\ncell = 1\noffsets = false',
+        'family = "tau"\nwidth = 8\nblocks = 1',
+        2,
+        "offset = 0.1\ntv = 0.1",
+    ),
     "car-bicubic": (
         'family = "car"\nwidth = 8\nblocks = 1\nhead_width = 8\ncell = 1',
         'family = "bicubic"',
@@ -396,7 +402,7 @@ def test_baselines_train_and_are_not_exported(tmp_path: Path, data: Path) -> Non
         ('scale = 2\nname = "x"\nsize = 3', "unknown key 'size'"),
         ("scale = 2", "missing name"),
         ('name = "x"\nscale = "2"', "scale must be int"),
-        ('name = "x"\nscale = 9', "from 2 to 8"),
+        ('name = "x"\nscale = 129', "from 2 to 128"),
         ('name = "x"\nscale = 2\ndownscaler = 1', "expected a table"),
         ('name = "x"\nscale = 2\n[downscaler]\nfamily = "pca"', "family 'pca'; known: car, rr"),
         ('name = "x"\nscale = 4\n[training]\npatch = 100', "multiple of 8"),
@@ -424,7 +430,7 @@ def test_recipes_that_cannot_be(tmp_path: Path, text: str, words: str) -> None:
 def test_every_shipped_recipe_loads() -> None:
     folder = Path(loop.__file__).parent / "recipes"
     recipes = {path.stem: load_recipe(path) for path in folder.glob("*.toml")}
-    assert {"car-x2", "car-x4", "bicubic-x2", "bicubic-x4", "car-paper-x2", "car-paper-x4"} <= set(
+    assert {"car-x2", "car-paper-x4-rcan", "rsrnet-paper-x3", "tad-paper-x2", "tad-x128"} <= set(
         recipes
     )
     assert all(name.removesuffix("-tune") == r.name for name, r in recipes.items())

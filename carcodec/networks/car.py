@@ -125,6 +125,7 @@ class ResamplerNet(nn.Module):
             whose result is added to them before ``blocks``; 0 leaves the path out.
         kernel: k, taps a side on the HR grid; the paper's 3×3 LR pixels are ``3*scale``.
         convex: see :func:`normalised_weights`.
+        offsets: without them every tap stays where it is (the ablation of table III).
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class ResamplerNet(nn.Module):
         cell: int = 2,
         context: int = 0,
         context_width: int = 64,
+        offsets: bool = True,
     ) -> None:
         super().__init__()
         if cell not in (1, 2):
@@ -162,14 +164,15 @@ class ResamplerNet(nn.Module):
             )
         self.body = nn.Sequential(*(ResidualBlock(width, nn.LeakyReLU(0.2)) for _ in range(blocks)))
         self.weights = self._branch(width, head_width, taps, cell)
-        self.offsets = self._branch(width, head_width, 2 * taps, cell)
+        self.offsets = self._branch(width, head_width, 2 * taps, cell) if offsets else None
         with torch.no_grad():  # start as bicubic downscaling, undisplaced
             last: Any = self.weights[-1]
             last.weight *= 0.05
             last.bias.copy_(bicubic_kernel(scale, self.kernel).flatten())
-            last = self.offsets[-1]
-            last.weight *= 0.05
-            last.bias.zero_()
+            if self.offsets is not None:
+                last = self.offsets[-1]
+                last.weight *= 0.05
+                last.bias.zero_()
 
     @staticmethod
     def _branch(width: int, head_width: int, outputs: int, cell: int) -> nn.Sequential:
@@ -203,7 +206,10 @@ class ResamplerNet(nn.Module):
         if self.context is not None:
             x = x + self.context(x)
         x = self.body(x)
-        return self._last(self.weights, x), self._last(self.offsets, x)
+        weights = self._last(self.weights, x)
+        if self.offsets is None:
+            return weights, torch.zeros_like(weights).repeat(1, 2, 1, 1)
+        return weights, self._last(self.offsets, x)
 
     def kernels(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised weights and bounded offsets, as :func:`adaptive_resample` takes them."""

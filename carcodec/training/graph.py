@@ -327,13 +327,16 @@ def _resampler_graph(network: ResamplerNet) -> onnx.ModelProto:
         x = graph.op("Add", x, graph.op("DepthToSpace", y, blocksize=2, mode="CRD"))
     x = _blocks(graph, x, len(network.body), "LeakyRelu")
     heads = []
-    for branch in ("weights", "offsets"):
+    for branch in ("weights", "offsets") if network.offsets is not None else ("weights",):
         y = graph.op("LeakyRelu", graph.conv(x, f"{branch}.0", padding=1), alpha=0.2)
         if network.cell > 1:
             y = graph.conv(y, f"{branch}.2")
             y = graph.op("DepthToSpace", y, blocksize=network.cell, mode="CRD")
             y = graph.op("LeakyRelu", y, alpha=0.2)
         heads.append(graph.conv(y, f"{branch}.{len(getattr(network, branch)) - 1}"))
+    if network.offsets is None:
+        still = graph.op("Mul", heads[0], graph.constant(0))
+        heads.append(graph.op("Concat", still, still, axis=1))
     node = helper.make_node(
         "AdaptiveResample", ["hr", *heads], ["lr"], domain=DOMAIN,
         scale=network.scale, kernel=network.kernel, convex=int(network.convex),

@@ -146,9 +146,10 @@ class _Trainer:
             weights = car.normalised_weights(heads[0].float(), self.downscaler.convex)
             offsets = car.bounded_offsets(heads[1].float(), scale)
             small = car.adaptive_resample(image, weights, offsets, scale)
-            if schedule.offset:
+            moving = self.downscaler.offsets is not None
+            if schedule.offset and moving:
                 total = total + schedule.offset * car.offset_distance_loss(offsets, scale)
-            if schedule.tv:
+            if schedule.tv and moving:
                 total = total + schedule.tv * car.partial_tv_loss(weights, offsets, scale)
             if schedule.bounds:
                 total = total + schedule.bounds * (small - small.detach().clamp(0, 1)).abs().mean()

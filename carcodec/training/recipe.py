@@ -106,8 +106,8 @@ def load_recipe(path: Path) -> Recipe:
     if recipe.downscaler.family == "none":
         if recipe.scale != 1:
             raise RecipeError(f"{path}: without a downscaler the scale is 1, not {recipe.scale}")
-    elif not 2 <= recipe.scale <= 8:
-        raise RecipeError(f"{path}: scale must be from 2 to 8, not {recipe.scale}")
+    elif not 2 <= recipe.scale <= 128:
+        raise RecipeError(f"{path}: scale must be from 2 to 128, not {recipe.scale}")
     if recipe.training.patch % (2 * recipe.scale):
         raise RecipeError(f"{path} [training]: patch must be a multiple of {2 * recipe.scale}")
     if recipe.training.optimiser not in ("adam", "muon"):
