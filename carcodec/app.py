@@ -468,6 +468,9 @@ def evaluate(
             help="Models, and bicubic-x2, box-x3, lanczos3-x4, …, with commas. [all that fit]"
         ),
     ] = "",
+    table: Annotated[
+        str, typer.Option(help="A paper's table, such as 'CAR I': its rows, and ours beside them.")
+    ] = "",
     protocol: Annotated[str, typer.Option(help="car or matlab; see docs/PROTOCOL.md.")] = "car",
     papers: Annotated[
         bool, typer.Option("--published/--no-published", help="Papers' figures beside ours.")
@@ -489,11 +492,19 @@ def evaluate(
     from carcodec import evaluate as scoring
 
     failures: list[CarcodecError] = []
+    names, missing = _parts(models), list[str]()
+    if table:
+        there, missing = scoring.beside(table)
+        names = names or there
+        if not names:
+            raise CompareError(
+                f"none of what stands beside {table} is installed: train {', '.join(missing)}"
+            )
     with _bar("", disable=quiet) as bar:
         task = bar.add_task("evaluating", total=1.0)
         rows = scoring.evaluate(
             folders,
-            _parts(models),
+            names,
             protocol=protocol,  # type: ignore[arg-type]  # it checks
             engine=engine,
             jobs=jobs,
@@ -501,7 +512,7 @@ def evaluate(
             progress=lambda what, share: bar.update(task, description=what, completed=share),
             complain=_complaints(failures),
         )
-    beside = scoring.published(rows) if papers else []
+    beside = scoring.published(rows, table) if papers else []
     console = Console(highlight=False)
     for key in dict.fromkeys((row.scale, row.pictures) for row in rows):
         part = [row for row in rows if (row.scale, row.pictures) == key]
@@ -509,16 +520,18 @@ def evaluate(
         head, *body = ([cells[0], *cells[4:]] for cells in scoring.table(part, near))
         count = part[0].count
         title = f"×{key[0]}, {key[1]}, {count} picture{'s' * (count != 1)}"
-        table = Table(title=title, title_justify="left", box=SIMPLE)
-        table.add_column(head[0])
+        shown = Table(title=title, title_justify="left", box=SIMPLE)
+        shown.add_column(head[0])
         for i, name in enumerate(head[1:], 1):
             width = max(len(line[i]) for line in [head, *body])
-            table.add_column(name, justify="right", min_width=width, no_wrap=True)
+            shown.add_column(name, justify="right", min_width=width, no_wrap=True)
         for line in body:
-            table.add_row(*line)
-        console.print(table)
+            shown.add_row(*line)
+        console.print(shown)
     for text in [scoring.BITS, *scoring.sources(beside)]:
         console.print(text)
+    if missing:
+        console.print(f"not installed, and so not measured: {', '.join(missing)}")
     written = {
         json_file: scoring.as_json,
         csv_file: scoring.as_csv,

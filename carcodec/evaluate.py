@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from carcodec import codec, metrics, resize, zoo
 from carcodec.compare.run import cache_folder, fingerprint, keep, load, paths, recall
-from carcodec.errors import CarcodecError, CompareError
+from carcodec.errors import CarcodecError, CompareError, ModelNotFoundError
 
 __all__ = [
     "BITS",
-    "FIGURES", "PROTOCOLS", "Published", "Row", "System", "as_csv", "as_json",
-    "evaluate", "markdown", "published", "sources", "system", "systems", "table",
+    "FIGURES", "PROTOCOLS", "Published", "Row", "System", "as_csv", "as_json", "beside",
+    "evaluate", "markdown", "published", "sources", "system", "systems", "table", "tables",
 ]  # fmt: skip
 
 Pixels = NDArray[np.uint8]
@@ -83,7 +83,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Published:
-    """A paper's figure for one pair on one set; ``label`` stands for ``source`` in tables."""
+    """A paper's figures for one pair on one set; ``label`` stands for ``source`` in tables.
+
+    ``recipe`` is what ``carcodec train`` takes to train the pair, "" if there is none, and ``ours``
+    the systems to set beside it.
+    """
 
     label: str
     source: str
@@ -91,20 +95,23 @@ class Published:
     upscaler: str
     scale: int
     pictures: str
-    psnr_y: float
-    ssim_y: float
+    figures: dict[str, float]
+    recipe: str = ""
+    ours: tuple[str, ...] = ()
 
 
 def system(name: str, engine: str = "auto") -> System:
-    """An installed model, or ``bicubic``, ``box`` or ``lanczos3`` with ``-x2`` … ``-x8``.
+    """An installed model, or a resizer, such as ``bicubic-x2``, with ``-x2`` … ``-x8``.
 
-    The latter downscale with that kernel and enlarge with bicubic, both as MATLAB's imresize.
+    Resizers are ``bicubic``, ``box``, ``lanczos3``, ``dpid`` and ``perceptual``
+    (:func:`carcodec.resize.downscale`); what they shrink is enlarged with bicubic, as MATLAB's
+    imresize does it.
 
     Raises:
         ModelNotFoundError: neither.
     """
     kernel, _, scale = name.rpartition("-x")
-    if kernel in resize.KERNELS and scale in {str(s) for s in range(2, 9)}:
+    if kernel in resize.DOWNSCALERS and scale in {str(s) for s in range(2, 9)}:
         return _resizer(name, kernel, int(scale))
     card = zoo.find(name)
 
@@ -126,10 +133,11 @@ def systems() -> list[str]:
 def _resizer(name: str, kernel: str, scale: int) -> System:
     def run(image: Pixels) -> tuple[Pixels, Pixels]:
         height, width = image.shape[:2]
-        small = resize.imresize(image, (width // scale, height // scale), kernel)
+        small = resize.downscale(image, scale, kernel)
         return small, resize.imresize(small, (width, height))
 
-    return System(name, scale, run, f"imresize 1 {kernel}", kernel)
+    plain = kernel if kernel in resize.KERNELS else ""
+    return System(name, scale, run, f"resize 1 {kernel}", plain)
 
 
 def evaluate(
@@ -269,7 +277,9 @@ def _all_published() -> tuple[Published, ...]:
             entry["upscaler"],
             int(scale),
             name,
-            *row,
+            row if isinstance(row, dict) else dict(zip(FIGURES, row, strict=False)),
+            entry.get("recipe", "").format(scale),
+            tuple(ours.format(scale) for ours in entry.get("ours", ())),
         )
         for entry in data["tables"]
         for scale, sets in entry["scale"].items()
@@ -277,10 +287,48 @@ def _all_published() -> tuple[Published, ...]:
     )
 
 
-def published(rows: Sequence[Row]) -> list[Published]:
-    """What papers print for the scales and sets of ``rows``."""
+def tables() -> list[str]:
+    """The papers' tables that are known, by label: ``CAR I``, …"""
+    return list(dict.fromkeys(p.label for p in _all_published()))
+
+
+def published(rows: Sequence[Row], label: str = "") -> list[Published]:
+    """What papers print for the scales and sets of ``rows``.
+
+    All rows of one of :func:`tables`, or the papers' own systems, each once, and bicubic.
+    """
     wanted = {(row.scale, row.pictures) for row in rows}
-    return [p for p in _all_published() if (p.scale, p.pictures) in wanted]
+    found: dict[tuple[str, ...], Published] = {}
+    for p in _all_published():
+        own = p.recipe or (p.downscaler, p.upscaler) == ("bicubic", "bicubic")
+        if (p.scale, p.pictures) in wanted and (p.label == label if label else own):
+            found.setdefault((str(p.scale), p.pictures, p.downscaler, p.upscaler), p)
+    return list(found.values())
+
+
+def beside(label: str, scales: Sequence[int] = ()) -> tuple[list[str], list[str]]:
+    """Systems that a paper's table is to be compared with: those there are, and those missing.
+
+    Raises:
+        CompareError: no such table.
+    """
+    if label not in tables():
+        raise CompareError(f"unknown table {label!r}: choose from {', '.join(tables())}")
+    chosen = [p for p in _all_published() if p.label == label and p.scale in (scales or [p.scale])]
+    wanted = sorted({name for p in chosen for name in p.ours}, key=_by_scale)
+    there, missing = [], []
+    for name in wanted:
+        try:
+            system(name)
+        except ModelNotFoundError:
+            missing.append(name)
+        else:
+            there.append(name)
+    return there, missing
+
+
+def _by_scale(name: str) -> tuple[str, str]:
+    return name.rpartition("-x")[2], name
 
 
 def table(rows: Sequence[Row], papers: Sequence[Published] = ()) -> list[list[str]]:
@@ -293,10 +341,12 @@ def table(rows: Sequence[Row], papers: Sequence[Published] = ()) -> list[list[st
                 lines.append([row.system, str(row.scale), row.pictures, str(row.count), *cells])
         for p in papers:
             if (p.scale, p.pictures) == key:
-                title = f"{p.downscaler} + {p.upscaler} ({p.label})"
-                figures = [f"{p.psnr_y:.2f}", f"{p.ssim_y:.4f}"]
-                empty = [""] * (len(FIGURES) - 2)
-                lines.append([title, str(p.scale), p.pictures, "", *figures, *empty])
+                title = " + ".join(filter(None, (p.downscaler, p.upscaler))) + f" ({p.label})"
+                cells = [
+                    f"{p.figures[k]:.{digits}f}" if k in p.figures else ""
+                    for k, (_, digits) in FIGURES.items()
+                ]
+                lines.append([title, str(p.scale), p.pictures, "", *cells])
     return lines
 
 
@@ -309,8 +359,14 @@ def markdown(rows: Sequence[Row], papers: Sequence[Published] = ()) -> str:
 
 
 def sources(papers: Sequence[Published]) -> list[str]:
-    """What the labels of a table's papers stand for."""
-    return list(dict.fromkeys(f"{p.label}: {p.source}" for p in papers))
+    """What the labels of a table's papers stand for, and how to train its pairs."""
+    found = list(dict.fromkeys(f"{p.label}: {p.source}" for p in papers))
+    recipes = dict.fromkeys(
+        f"{p.downscaler} + {p.upscaler}: {p.recipe}" for p in papers if p.recipe
+    )
+    if recipes:
+        found.append("Recipes at the papers' sizes (carcodec train): " + "; ".join(recipes))
+    return found
 
 
 def as_csv(rows: Sequence[Row], papers: Sequence[Published] = ()) -> str:

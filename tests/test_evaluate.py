@@ -120,6 +120,61 @@ def test_command_line_writes_tables_with_papers(folder: Path, tmp_path: Path) ->
     assert files["markdown"].read_text().startswith("| system | × | set |")
 
 
+def test_a_papers_table_names_what_stands_beside_it(folder: Path, tmp_path: Path) -> None:
+    there, missing = evaluate.beside("CAR II")
+    assert {"car-x4", "bicubic-x4"} == set(there) and not missing
+    assert "dpid-x2" in evaluate.beside("CAR V", [2])[0]
+    with pytest.raises(CompareError, match="unknown table 'CAR IX': choose from CAR I, CAR II,"):
+        evaluate.beside("CAR IX")
+    arguments = ["evaluate", str(folder), "--table", "CAR V", "--cache", str(tmp_path / "cache")]
+    result = CliRunner().invoke(app.app, [*arguments, "--models", "box-x2,dpid-x2"])
+    assert result.exit_code == 0, result.output
+    assert "17.41" in result.output and "CAR I:" not in result.output  # L0-regularized, as printed
+    # every pair that a recipe is named for can be trained
+    recipes = Path(evaluate.__file__).parent / "training" / "recipes"
+    rows = [
+        evaluate.Row("x", scale, name, 1, {})
+        for scale in (1, 2, 3, 4)
+        for name in ("Set5", "Set14", "BSD100", "Urban100")
+    ]
+    found = [p for label in evaluate.tables() for p in evaluate.published(rows, label)]
+    assert len({p.label for p in found}) == len(evaluate.tables())
+    named = {p.recipe for p in found if p.recipe} - {"tad-grey"}
+    assert all((recipes / f"{name}.toml").is_file() for name in named)
+    assert all(set(p.figures) <= set(evaluate.FIGURES) and p.figures for p in found)
+
+
+def test_dpid_keeps_a_point_that_the_mean_loses() -> None:
+    image = np.full((32, 32, 3), 40, np.uint8)
+    image[13, 17] = 240
+    mean, found = resize.downscale(image, 4, "box"), resize.downscale(image, 4, "dpid")
+    assert found[3, 4, 0] > 150 > mean[3, 4, 0] > 40
+    assert (np.delete(found.reshape(-1, 3), 3 * 8 + 4, 0) == 40).all()  # nothing else moves
+    assert np.abs(resize.dpid(image, 4, 0.0).astype(int) - mean).max() <= 1
+    # written as the paper's sums, for one pixel
+    noise = np.random.default_rng(5).integers(0, 256, (12, 12, 3)).astype(np.uint8)
+    cells = noise.reshape(3, 4, 3, 4, 3).astype(float)
+    boxes = cells.mean((1, 3))
+    kernel = np.outer([1, 2, 1], [1, 2, 1]) / 16
+    guide = (kernel[..., None] * boxes).sum((0, 1))  # of the middle one of nine
+    cell = noise[4:8, 4:8].reshape(-1, 3).astype(float)
+    weights = np.linalg.norm(cell - guide, axis=1)
+    expected = (weights[:, None] * cell).sum(0) / weights.sum()
+    assert np.abs(resize.dpid(noise, 4)[1, 1] - expected).max() <= 0.5
+
+
+def test_perceptual_keeps_contrast(taipei: Image.Image) -> None:
+    image = np.asarray(taipei.crop((100, 300, 356, 556)))
+    plain, found = (resize.downscale(image, 4, k).astype(float) for k in ("box", "perceptual"))
+    assert found.std() > plain.std()
+    assert np.abs(found.mean() - plain.mean()) < 1
+    assert (resize.downscale(np.full((16, 16), 90, np.uint8), 4, "perceptual") == 90).all()
+    # where HR has no contrast that LR loses, nothing is added
+    steps = np.kron(np.random.default_rng(1).integers(0, 256, (8, 8)), np.ones((4, 4)))
+    kept = resize.downscale(steps.astype(np.uint8), 4, "perceptual")
+    assert (kept == steps[::4, ::4]).all()
+
+
 def test_wrong_calls(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="car-x9 is not installed"):
         evaluate.evaluate([folder], ["car-x9"], cache=tmp_path)
