@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -559,7 +560,10 @@ def train(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Threads = 0,
 ) -> None:
-    """Train a downscaler and an upscaler together; needs the torch extra."""
+    """Train a downscaler and an upscaler together; needs the torch extra.
+
+    On several GPUs: torchrun --nproc-per-node 4 -m carcodec train …
+    """
     training = _training("loop")
     recipes = _training("recipe")
     path = recipe
@@ -572,7 +576,8 @@ def train(
         torch.set_num_threads(threads)
     out = output or Path("runs") / loaded.name
     budget = minutes or loaded.training.minutes
-    with _bar("min") as bar:
+    quiet = os.environ.get("RANK", "0") != "0"  # under torchrun the first process speaks
+    with _bar("min", disable=quiet) as bar:
         task = bar.add_task(f"{loaded.name}: reading photos", total=budget)
 
         def report(now: Any) -> None:
@@ -598,7 +603,8 @@ def train(
             device=device,
             report=report,
         )
-    screen.print(f"{out / 'checkpoint.pt'}: validation {psnr:.2f} dB (RGB)")
+    if not quiet:
+        screen.print(f"{out / 'checkpoint.pt'}: validation {psnr:.2f} dB (RGB)")
 
 
 @app.command("export")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -480,3 +484,101 @@ def test_muons_update_is_orthogonal_and_sized_like_adams() -> None:
     assert singular.min() > 0.5
     assert singular.max() < 1.3
     assert float(weight.detach().square().mean().sqrt()) == pytest.approx(0.2, rel=0.25)
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+import torch
+from carcodec.training import loop
+from carcodec.training.recipe import load_recipe
+from carcodec.training.world import join
+recipe, data, out = map(Path, sys.argv[1:])
+torch.set_num_threads(1)
+world, device = join("cpu")
+trainer = loop._Trainer(load_recipe(recipe), data, device, world)
+start = {k: v.clone() for k, v in trainer._weights().items()}
+image = trainer._coloured(trainer.patches.batch(2))
+trainer.loss(image).backward()
+own = [p.grad.clone() for n in trainer.networks for p in n.parameters()]
+mean = [g.clone() for g in own]
+world.mean(mean)
+for _ in range(3):
+    trainer.update(1.0)
+    trainer.minutes = world.same(trainer.minutes + 1 / 60 * (1 + world.rank), device)
+state = {"start": start, "end": trainer._weights(), "own": own, "mean": mean}
+torch.save(state | {"minutes": trainer.minutes}, out / f"{world.rank}.pt")
+world.leave()
+"""
+
+
+def test_two_processes_train_one_model(tmp_path: Path, data: Path) -> None:
+    path, script = recipe(tmp_path, cell=1), tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launcher, str(script), str(path), str(data), str(tmp_path)],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for part in ("start", "end"):
+        assert all(torch.equal(first[part][k], second[part][k]) for k in first[part])
+    assert not torch.equal(first["own"][0], second["own"][0])  # each its own patches
+    for a, b, c, d in zip(first["own"], second["own"], first["mean"], second["mean"], strict=True):
+        assert torch.allclose((a + b) / 2, c) and torch.equal(c, d)
+    assert first["minutes"] == second["minutes"] == pytest.approx(3 / 60)  # the first one's clock
+    command = ["-m", "carcodec", "train", str(path), "--data", str(data), "--minutes", "0.02"]
+    done = subprocess.run(
+        [*launcher, *command, "-o", str(tmp_path / "run"), "--threads", "1"],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("(RGB)") == 1  # one of them speaks
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_half_precision_trains(tmp_path: Path, data: Path) -> None:
+    path = recipe(tmp_path, cell=1, loss="mse")
+    path.write_text(path.read_text() + "fp16 = true\n")
+    trainer = loop._Trainer(load_recipe(path), data, torch.device("cpu"))
+    before = trainer.validate()
+    for _ in range(40):
+        trainer.minutes += 1 / 40
+        trainer.update(1.0)
+    assert trainer.precision == torch.float16 and trainer.scaler.get_scale() > 1
+    assert trainer.validate() > before
+    trainer.save(tmp_path / "checkpoint.pt")
+    other = loop._Trainer(load_recipe(path), data, torch.device("cpu"))
+    other.restore(tmp_path / "checkpoint.pt")
+    assert other.scaler.get_scale() == trainer.scaler.get_scale()
+
+
+def test_packed_images_are_as_good_as_loose_ones(tmp_path: Path, data: Path) -> None:
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    with zipfile.ZipFile(packed / "shard.zip", "w") as shard:
+        for path in sorted(data.glob("*.png")):
+            shard.write(path, f"photos/{path.name}")
+        shard.writestr("photos/README", "not a photo")
+    loose, found = split(data), split(packed)
+    for ours, theirs in zip(loose, found, strict=True):
+        images, others = load_images(ours), load_images(theirs)
+        assert len(images) == len(others)
+        assert all(np.array_equal(a, b) for a, b in zip(images, others, strict=True))
+    (packed / "shard.zip").write_bytes(b"no")
+    with pytest.raises(DataError, match="packed images"):
+        split(packed)
+
+
+def test_the_sheet_shows_photo_lr_restored_and_error(tmp_path: Path, data: Path) -> None:
+    loop.train(load_recipe(recipe(tmp_path)), data, tmp_path / "run", minutes=0.01)
+    with Image.open(tmp_path / "run" / "sheet.png") as sheet:
+        width, height = sheet.size
+        shown = np.asarray(sheet)
+    assert width == 4 * 128 + 3 * 4 and height == 16 + 128  # the whole of one held-out photo
+    (held_out,) = load_images(split(data)[1])
+    assert np.array_equal(shown[16:, :128], held_out)
+    lr = shown[16:, 132:260]
+    assert np.array_equal(lr[::2, ::2], lr[1::2, 1::2])
+    assert 100 < shown[16:, -128:].mean() < 155  # the error is around grey

@@ -1,7 +1,9 @@
-"""Training photos: a folder of images held in memory as 8-bit RGB, cut into random patches."""
+"""Training photos: images of a folder, held in memory as 8-bit RGB, cut into random patches."""
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,12 @@ from carcodec.errors import DataError
 
 __all__ = ["Patches", "load_images", "split"]
 
+Source = Path | zipfile.Path
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm"}
 
 
-def split(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Training and validation files under ``folder``.
+def split(folder: Path) -> tuple[list[Source], list[Source]]:
+    """Training and validation files under ``folder``: images, loose or packed in ZIP files.
 
     ``folder/train`` and ``folder/val`` where both exist; otherwise one file in fifty (at most
     ten, at least one) is held out for validation.
@@ -36,20 +39,34 @@ def split(folder: Path) -> tuple[list[Path], list[Path]]:
     return train, held_out
 
 
-def _images(folder: Path) -> list[Path]:
+def _images(folder: Path) -> list[Source]:
+    """Images under a folder, and those packed in ZIP files there."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder of training images")
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+    found: list[Source] = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        if path.suffix.lower() in _SUFFIXES:
+            found.append(path)
+        elif path.suffix.lower() == ".zip":
+            try:
+                names = sorted(zipfile.ZipFile(path).namelist())
+                shard = zipfile.Path(path)
+            except (OSError, zipfile.BadZipFile) as error:
+                raise DataError(f"cannot read the packed images {path}: {error}") from error
+            found += [shard / name for name in names if Path(name).suffix.lower() in _SUFFIXES]
+    return found
 
 
-def load_images(paths: list[Path], minimum: int = 1) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
+def load_images(
+    paths: Sequence[Source], minimum: int = 1
+) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
     """Read images as ``(H, W, 3)`` uint8, leaving out those smaller than ``minimum`` on a side."""
 
-    def read(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def read(path: Source) -> np.ndarray[Any, np.dtype[np.uint8]]:
         try:
-            with Image.open(path) as image:
+            with path.open("rb") as file, Image.open(file) as image:
                 return np.asarray(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
+        except (OSError, UnidentifiedImageError, zipfile.BadZipFile) as error:
             raise DataError(f"cannot read the training image {path}: {error}") from error
 
     with ThreadPoolExecutor(2) as pool:

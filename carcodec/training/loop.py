@@ -23,6 +23,8 @@ from carcodec.training import proxies
 from carcodec.training.data import Patches, load_images, split
 from carcodec.training.optimiser import build_optimisers
 from carcodec.training.recipe import Recipe
+from carcodec.training.sheet import sheet
+from carcodec.training.world import World, join
 
 __all__ = ["Progress", "build_networks", "load_checkpoint", "train"]
 
@@ -84,10 +86,13 @@ def _cpu_has_bfloat16() -> bool:
 
 
 class _Trainer:
-    def __init__(self, recipe: Recipe, folder: Path, device: torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, device: torch.device, world: World | None = None
+    ) -> None:
         schedule = recipe.training
         torch.manual_seed(schedule.seed)
         self.recipe, self.schedule, self.device = recipe, schedule, device
+        self.world = world or World()
         networks = build_networks(recipe)
         self.networks = [n.to(device) for n in networks]
         for network in self.networks:
@@ -95,15 +100,29 @@ class _Trainer:
         self.downscaler, self.upscaler = self.networks
         train_files, held_out = split(folder)
         self.patches = Patches(
-            load_images(train_files, schedule.patch), schedule.patch, schedule.seed
+            load_images(train_files, schedule.patch),
+            schedule.patch,
+            schedule.seed + 1000 * self.world.rank,
         )
         self.held_out = [self._centre(i) for i in load_images(held_out, 2 * recipe.scale)]
         self.optimisers = build_optimisers(*networks, schedule.optimiser, schedule.downscaler_rate)
         self.average = {k: v.clone() for k, v in self._weights().items()}
-        self.bf16 = schedule.bf16 and (device.type != "cpu" or _cpu_has_bfloat16())
+        self.precision: torch.dtype | None = None
+        if schedule.bf16 and (device.type != "cpu" or _cpu_has_bfloat16()):
+            self.precision = torch.bfloat16
+        if schedule.fp16:
+            self.precision = torch.float16
+        # gradients of half precision underflow unless the loss is scaled up
+        self.scaler = torch.amp.GradScaler(device.type, enabled=schedule.fp16)
+        if schedule.compile:
+            for network in self.networks:
+                network.compile()
+            if isinstance(self.downscaler, car.ResamplerNet):
+                self.downscaler.heads = torch.compile(self.downscaler.heads)  # type: ignore[method-assign]
         self.step = 0
         self.minutes = 0.0
         self.spent = 0.0  # share of the budget
+        self.shown: list[tuple[Any, Any, Any]] = []  # of the last validation, for the sheet
 
     def _weights(self) -> dict[str, Tensor]:
         return {
@@ -127,7 +146,8 @@ class _Trainer:
         return ((image * weights).sum(1, keepdim=True) + 16).round().div(255)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        dtype = self.precision or torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=self.precision is not None)
 
     def loss(self, image: Tensor) -> Tensor:
         """Eq. 11 on one batch, plus the optional guide term.
@@ -247,19 +267,25 @@ class _Trainer:
             self.device, memory_format=torch.channels_last
         )
         loss = self.loss(image)
+        shared = loss.detach().clone()
+        self.world.mean([shared])  # not finite on one, not finite on all
         # Before backward: grid_sample's gradient writes out of bounds at NaN positions.
-        if not math.isfinite(float(loss.detach())):
+        if not math.isfinite(float(shared)):
             raise TrainingError(
                 f"training diverged at step {self.step}: lower learning_rate and go on from the "
                 "last checkpoint with --resume"
             )
         for optimiser in self.optimisers:
             optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        parameters = [p for n in self.networks for p in n.parameters()]
-        nn.utils.clip_grad_norm_(parameters, self.schedule.clip)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         for optimiser in self.optimisers:
-            optimiser.step()
+            self.scaler.unscale_(optimiser)
+        learning = [p for n in self.networks for p in n.parameters() if p.grad is not None]
+        self.world.mean([p.grad for p in learning if p.grad is not None])
+        nn.utils.clip_grad_norm_(learning, self.schedule.clip)
+        for optimiser in self.optimisers:
+            self.scaler.step(optimiser)
+        self.scaler.update()
         self.step += 1
         decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -267,7 +293,7 @@ class _Trainer:
             torch._foreach_lerp_(
                 [self.average[k] for k in current], list(current.values()), 1 - decay
             )
-        return loss.detach(), rate
+        return shared, rate
 
     def validate(self) -> float:
         """Mean RGB PSNR (dB) of the averaged weights over the held-out crops, LR rounded.
@@ -279,6 +305,7 @@ class _Trainer:
         kept = {k: v.clone() for k, v in self._weights().items()}
         self._put(self.average)
         total = 0.0
+        self.shown = []
         with torch.no_grad(), self._autocast():
             for image in self.held_out:
                 big = image.to(self.device, memory_format=torch.channels_last)
@@ -288,8 +315,10 @@ class _Trainer:
                     quality = torch.full((1,), middle, device=self.device).round()
                     small = _through(codec, small, quality)
                     quality = quality / 100
-                restored = self.upscaler(small, quality).float().clamp(0, 1).mul(255).round()
-                total -= 10 * math.log10(max(float(((restored / 255 - big) ** 2).mean()), 1e-10))
+                restored = self.upscaler(small, quality).float().clamp(0, 1).mul(255).round() / 255
+                total -= 10 * math.log10(max(float(((restored - big) ** 2).mean()), 1e-10))
+                if len(self.shown) < 4:
+                    self.shown.append((_picture(big), _picture(small), _picture(restored)))
         self._put(kept)
         return total / len(self.held_out)
 
@@ -304,6 +333,7 @@ class _Trainer:
             "weights": self._weights(),
             "average": self.average,
             "optimisers": [o.state_dict() for o in self.optimisers],
+            "scaler": self.scaler.state_dict(),
             "step": self.step,
             "minutes": self.minutes,
             "random": self.patches.random.bit_generator.state,
@@ -344,7 +374,16 @@ class _Trainer:
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.step, self.minutes = state["step"], state["minutes"]
-        self.patches.random.bit_generator.state = state["random"]
+        self.scaler.load_state_dict(state.get("scaler", {}) or self.scaler.state_dict())
+        if self.world.first:
+            self.patches.random.bit_generator.state = state["random"]
+        else:  # patches that no process has seen
+            self.patches.random = np.random.default_rng([self.world.rank, self.step])
+
+
+def _picture(image: Tensor) -> Any:
+    """``(1, 1 or 3, H, W)`` to ``(H, W, 3)``."""
+    return image[0].expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
 
 
 def _through(name: str, small: Tensor, quality: Tensor) -> Tensor:
@@ -376,10 +415,12 @@ def train(
 ) -> float:
     """Train ``recipe`` on the images under ``data``, leaving ``out/checkpoint.pt`` and a log.
 
-    The learning rate follows a cosine over ``minutes`` of training time (the recipe's own
-    budget by default); time spent before a resume counts. The seconds given last space
-    reports, checkpoints and validations. A new run starts from ``init``: a checkpoint's averaged
-    weights, or the weights of a model, given by its folder or its name.
+    Under torchrun several processes train together, each on patches of its own: a batch is then
+    the recipe's times their number, and the first one writes. ``sheet.png`` shows some held-out
+    photos as the last validation saw them. The learning rate follows a cosine over ``minutes`` of
+    training time (the recipe's own budget by default); time spent before a resume counts. The
+    seconds given last space reports, checkpoints and validations. A new run starts from ``init``: a
+    checkpoint's averaged weights, or the weights of a model, given by its folder or its name.
 
     Returns:
         The final validation RGB PSNR in dB.
@@ -393,35 +434,43 @@ def train(
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists() and not resume:
         raise TrainingError(f"{checkpoint} exists: continue it with --resume or choose another -o")
-    trainer = _Trainer(recipe, data, torch.device(device))
-    if checkpoint.exists():
-        trainer.restore(checkpoint)
-    elif init is not None:
-        trainer.start_from(init)
-    out.mkdir(parents=True, exist_ok=True)
-    psnr: float | None = None
-    now = last = time.monotonic()
-    reported = saved = validated = now
-    losses: list[Tensor] = []
-    while trainer.minutes < budget:
-        loss, rate = trainer.update(budget)
-        losses.append(loss)
-        now = time.monotonic()
-        trainer.minutes += (now - last) / 60
-        last = now
-        finished = trainer.minutes >= budget
-        if now - reported >= report_every or finished:
-            mean = float(torch.stack(losses).mean())
-            psnr = None
-            if now - validated >= validate_every or finished:
-                psnr, validated = trainer.validate(), now
-                _log(out / "log.csv", trainer, mean, rate, psnr)
-            report(Progress(trainer.step, trainer.minutes, budget, mean, rate, psnr))
-            reported, losses = now, []
-        if now - saved >= checkpoint_every or finished:
-            trainer.save(checkpoint)
-            saved = now
-    return trainer.validate() if psnr is None else psnr
+    world, own = join(device)
+    try:
+        trainer = _Trainer(recipe, data, own, world)
+        if checkpoint.exists():
+            trainer.restore(checkpoint)
+        elif init is not None:
+            trainer.start_from(init)
+        out.mkdir(parents=True, exist_ok=True)
+        psnr: float | None = None
+        now = last = time.monotonic()
+        reported = saved = validated = now
+        losses: list[Tensor] = []
+        while trainer.minutes < budget:
+            loss, rate = trainer.update(budget)
+            losses.append(loss)
+            now = time.monotonic()
+            trainer.minutes = world.same(trainer.minutes + (now - last) / 60, own)
+            last = now
+            if not world.first:
+                losses.clear()
+                continue
+            finished = trainer.minutes >= budget
+            if now - reported >= report_every or finished:
+                mean = float(torch.stack(losses).mean())
+                psnr = None
+                if now - validated >= validate_every or finished:
+                    psnr, validated = trainer.validate(), now
+                    _log(out / "log.csv", trainer, mean, rate, psnr)
+                    atomic.write(out / "sheet.png", sheet(trainer.shown, recipe.scale))
+                report(Progress(trainer.step, trainer.minutes, budget, mean, rate, psnr))
+                reported, losses = now, []
+            if now - saved >= checkpoint_every or finished:
+                trainer.save(checkpoint)
+                saved = now
+        return trainer.validate() if psnr is None else psnr
+    finally:
+        world.leave()
 
 
 def _log(path: Path, trainer: _Trainer, loss: float, rate: float, psnr: float) -> None:

@@ -40,7 +40,9 @@ class Schedule:
     back, and the proxy only its gradient and the bits; with a ``downscaler_rate`` of 0 as well, the
     upscaler learns alone. ``bounds`` weighs an L1 distance of LR from [0, 1]. ``lossless`` adds
     ``rate`` times the bits that lossless storage would take to the plain loss. ``bf16`` computes in
-    bfloat16 where the device does that in hardware.
+    bfloat16 where the device does that in hardware, ``fp16`` in half precision with a scaled loss,
+    for GPUs without bfloat16. ``compile`` has torch.compile fuse the networks, which takes a minute
+    to begin with and pays on a GPU.
     """
 
     batch: int = 16
@@ -66,6 +68,8 @@ class Schedule:
     rate: float = 0.1155
     real: bool = False
     bf16: bool = True
+    fp16: bool = False
+    compile: bool = False
     seed: int = 1
 
 
