@@ -15,6 +15,7 @@ __all__ = [
     "Shortcut",
     "bicubic_kernel",
     "bicubic_phases",
+    "edges",
 ]
 
 
@@ -46,6 +47,13 @@ def _cubic(x: Tensor) -> Tensor:
     inner = 1.5 * x**3 - 2.5 * x**2 + 1
     outer = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
     return torch.where(x <= 1, inner, torch.where(x < 2, outer, torch.zeros_like(x)))
+
+
+# compiled, its gradient fails on tensors that are channels last
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def edges(x: Tensor, width: int) -> Tensor:
+    """Edge pixels repeated outwards."""
+    return functional.pad(x, (width, width, width, width), mode="replicate")
 
 
 class ResidualBlock(nn.Module):
@@ -88,8 +96,7 @@ class Shortcut(nn.Module):
         self.register_buffer("weight", phases, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        p = self.padding
-        x = functional.pad(x, (p, p, p, p), mode="replicate") if p else x
+        x = edges(x, self.padding) if self.padding else x
         return functional.pixel_shuffle(functional.conv2d(x, self.weight), self.scale)
 
 
@@ -110,8 +117,7 @@ class Reduction(nn.Module):
         self.register_buffer("weight", kernel.contiguous(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        p = self.padding
-        x = functional.pad(x, (p, p, p, p), mode="replicate")
+        x = edges(x, self.padding)
         return functional.conv2d(x, self.weight, stride=self.scale, groups=self.channels)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from carcodec.networks.blocks import ResidualBlock, bicubic_kernel, bicubic_phases
+from carcodec.networks.blocks import ResidualBlock, bicubic_kernel, bicubic_phases, edges
 
 __all__ = [
     "EDSR",
@@ -297,7 +297,7 @@ class EDSR(nn.Module):
             for block, gain in zip(self.body, gains, strict=True):
                 y = y + gain * block.residual(y)  # type: ignore[operator]
         x = self.tail(x + y)
-        around = self.skip(functional.pad(image, (2, 2, 2, 2), mode="replicate"))
+        around = self.skip(edges(image, 2))
         if self.stride == 1:
             return functional.pixel_shuffle(x + around, self.scale)
         x = functional.pixel_shuffle(x, self.scale * self.stride)

@@ -115,10 +115,11 @@ class _Trainer:
         # gradients of half precision underflow unless the loss is scaled up
         self.scaler = torch.amp.GradScaler(device.type, enabled=schedule.fp16)
         if schedule.compile:
-            for network in self.networks:
-                network.compile()
-            if isinstance(self.downscaler, car.ResamplerNet):
+            self.upscaler.compile()
+            if isinstance(self.downscaler, car.ResamplerNet):  # training asks it for more than LR
                 self.downscaler.heads = torch.compile(self.downscaler.heads)  # type: ignore[method-assign]
+            else:
+                self.downscaler.compile()
         self.step = 0
         self.minutes = 0.0
         self.spent = 0.0  # share of the budget
