@@ -178,6 +178,7 @@ def store(
         card.name,
         card.version,
         card.short_digest,
+        card.grey and photo.colour.ndim == 3,
     )
     lr = codec.encode(prepared.small, quality, threads, effort)
     file = container.Carimg(
@@ -257,7 +258,7 @@ def thumbnail(data: bytes | container.Carimg, size: tuple[int, int] | None = Non
     alpha = _alpha(file)
     if alpha is not None:
         image.putalpha(Image.fromarray(alpha).resize(image.size, Image.Resampling.BOX))
-    if file.icc:
+    if file.icc and not file.header.grey_lr:  # a profile for colours
         image.info["icc_profile"] = file.icc
     return image
 
@@ -278,7 +279,10 @@ def downscale(
     tile: int = 0,
     progress: Report = _quiet,
 ) -> storage.Pixels:
-    """HR ``(H, W)`` or ``(H, W, 3)`` to LR of as many axes, uint8, by the downscaler."""
+    """HR ``(H, W)`` or ``(H, W, 3)`` to LR of as many axes, uint8, by the downscaler.
+
+    A model that stores colour as grey makes ``(h, w)`` of either.
+    """
     if card.downscaler.family == "none" and colour.dtype == np.uint8:
         from carcodec import engines
 
@@ -290,7 +294,8 @@ def downscale(
     lr_width, lr_height = container.ceil_div(width, scale), container.ceil_div(height, scale)
     # the network wants an even number of LR pixels a side, four at least
     padded = (max(4, _multiple(lr_width)), max(4, _multiple(lr_height)))
-    small = np.empty((lr_height, lr_width, *colour.shape[2:]), np.uint8)
+    channels = () if card.grey else colour.shape[2:]
+    small = np.empty((lr_height, lr_width, *channels), np.uint8)
     peak = np.float32(65535 if colour.dtype == np.uint16 else 255)
 
     def read(rows: slice, columns: slice) -> NDArray[np.float32]:
@@ -329,10 +334,12 @@ def upscale(
     tile: int = 0,
     progress: Report = _quiet,
     quality: int | None = None,
+    coloured: bool = False,
 ) -> pixels.Plane:
     """LR to HR of ``size`` (width, height) by the model's upscaler; uint16 if ``bits`` is 16.
 
     ``quality`` is that at which LR was stored, for a conditioned upscaler; ``None`` is lossless.
+    ``coloured`` restores colour from grey LR, which takes a model made for that.
     """
     if card.upscaler.family == "bicubic":  # no engine is needed
         progress(1.0)
@@ -343,7 +350,8 @@ def upscale(
     stride = int(card.upscaler.options.get("stride", 1))
     padded = (_multiple(small.shape[1], stride), _multiple(small.shape[0], stride))
     peak = np.float32(65535 if bits == 16 else 255)
-    colour: Any = np.empty((height, width, *small.shape[2:]), np.uint16 if bits == 16 else np.uint8)
+    channels = (3,) if coloured else small.shape[2:]
+    colour: Any = np.empty((height, width, *channels), np.uint16 if bits == 16 else np.uint8)
 
     def read(rows: slice, columns: slice) -> NDArray[np.float32]:
         return _network_input(taken(small, rows, columns), np.float32(255))
@@ -400,6 +408,10 @@ def restore(
     header = file.header
     _check_size(header.width, header.height)
     card = zoo.find(header.model, header.model_version, header.model_digest)
+    if header.grey_lr and not card.grey:
+        raise ImageError(
+            f"the file stores colour as grey, which its model {card.name} does not restore"
+        )
     if card.scale != header.scale:
         raise ImageError(
             f"the file says scale {header.scale}, its model {card.name} has scale {card.scale}"
@@ -408,9 +420,11 @@ def restore(
     size = (header.width, header.height)
     quality = None if header.lossless_lr else header.quality
     colour: pixels.Plane = small
-    if card.scale > 1 or quality is not None or header.bits == 16:
+    if card.scale > 1 or quality is not None or header.bits == 16 or card.grey:
         # else nothing was lost that a network could restore
-        colour = upscale(small, size, header.bits, card, engine, threads, tile, progress, quality)
+        colour = upscale(
+            small, size, header.bits, card, engine, threads, tile, progress, quality, header.grey_lr
+        )
     alpha = _alpha(file, threads)
     if alpha is None and header.has_alpha:
         alpha = np.full(colour.shape[:2], 255, np.uint8)

@@ -50,6 +50,7 @@ MODES: dict[int, tuple[str, int, bool, int]] = {
     7: ("RGBA;16", 3, True, 16),
 }
 
+_GREY_LR = 1  # flag
 _FIXED = struct.Struct(">BBBBBBII6sH")  # everything in HEAD but the model's name
 _FRAME = struct.Struct(">I4s")
 _PREVIEW = struct.Struct(">BHH")
@@ -73,6 +74,7 @@ class Header:
         model: the model's name.
         model_version: the model's version.
         model_digest: first six bytes of the model's digest.
+        grey_lr: LR of a colour photo is one grey plane.
     """
 
     width: int
@@ -84,6 +86,7 @@ class Header:
     model: str
     model_version: int
     model_digest: bytes
+    grey_lr: bool = False
 
     @property
     def lr_size(self) -> tuple[int, int]:
@@ -97,7 +100,7 @@ class Header:
     @property
     def lr_channels(self) -> int:
         """1 (grey) or 3 (RGB)."""
-        return MODES[self.mode][1]
+        return 1 if self.grey_lr else MODES[self.mode][1]
 
     @property
     def has_alpha(self) -> bool:
@@ -159,6 +162,8 @@ def _check(header: Header) -> None:
         raise UnsupportedError(
             f"the file has colour mode {header.mode}, unknown to this version: upgrade carcodec"
         )
+    if header.grey_lr and MODES[header.mode][1] == 1:
+        raise ContainerError("the header says that a grey photo's small image is grey")
     if not (header.quality <= 100 or header.quality == 255):
         raise ContainerError(f"the header gives an impossible quality, {header.quality}")
     if not NAME.fullmatch(header.model):
@@ -173,7 +178,7 @@ def _pack_header(header: Header) -> bytes:
         header.scale,
         header.storage,
         header.quality,
-        0,
+        _GREY_LR * header.grey_lr,
         header.width,
         header.height,
         header.model_digest,
@@ -193,7 +198,7 @@ def _unpack_header(payload: bytes) -> Header:
     _, mode, scale, storage, quality, flags, width, height, digest, version = _FIXED.unpack_from(
         payload
     )
-    if flags:
+    if flags & ~_GREY_LR:
         raise UnsupportedError(
             f"the file sets header flags {flags:#04x}, unknown to this version: upgrade carcodec"
         )
@@ -201,7 +206,8 @@ def _unpack_header(payload: bytes) -> Header:
         model = payload[_FIXED.size :].decode("ascii")
     except UnicodeDecodeError as error:
         raise ContainerError("the header's model name is not a valid name") from error
-    header = Header(width, height, scale, mode, storage, quality, model, version, digest)
+    grey = bool(flags & _GREY_LR)
+    header = Header(width, height, scale, mode, storage, quality, model, version, digest, grey)
     _check(header)
     return header
 

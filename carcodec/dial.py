@@ -103,7 +103,7 @@ def branches(storage_codec: str, scale: int = 0) -> list[str]:
 def _plain(scale: int) -> str:
     """The model for lossless LR of a scale, ×2 where it is open."""
     usual = f"car-x{scale or 2}"
-    fitting = [card for card in zoo.installed() if scale in (0, card.scale)]
+    fitting = [card for card in zoo.installed() if scale in (0, card.scale) and not card.grey]
     names = [card.name for card in sorted(fitting, key=lambda c: bool(c.storage))]
     return usual if usual in names or not names else names[0]
 

@@ -118,7 +118,8 @@ def system(name: str, engine: str = "auto") -> System:
     def run(image: Pixels) -> tuple[Pixels, Pixels]:
         small = codec.downscale(image, card, engine, 1)
         size = (image.shape[1], image.shape[0])
-        return small, np.asarray(codec.upscale(small, size, 8, card, engine, 1))
+        coloured = small.ndim == 2
+        return small, np.asarray(codec.upscale(small, size, 8, card, engine, 1, coloured=coloured))
 
     return System(name, card.scale, run, f"{card.digest} {engine}")
 

@@ -20,6 +20,8 @@ from carcodec.training.optimiser import build_optimisers
 SMALL: dict[tuple[str, str], tuple[dict[str, Any], tuple[int, ...]]] = {
     ("downscaler", "rrnet"): ({"width": 8}, (2, 3, 4)),
     ("downscaler", "tad"): ({"width": 8, "blocks": 1}, (2, 4)),
+    ("downscaler", "tad-grey"): ({"width": 8, "blocks": 1}, (1,)),
+    ("upscaler", "tau-colour"): ({"width": 8, "blocks": 1}, (1,)),
     ("upscaler", "srnet"): ({"width": 8, "units": 2}, (2, 3, 4)),
     ("upscaler", "tau"): ({"width": 8, "blocks": 1}, (2, 4)),
     ("upscaler", "vdsr"): ({"width": 8, "layers": 4}, (2, 3, 4)),
@@ -36,13 +38,13 @@ CASES = [
     (side, family, scale, channels)
     for (side, family), (_, scales) in SMALL.items()
     for scale in scales
-    for channels in (1, 3)
+    for channels in ((3,) if scale == 1 else (1, 3))
 ]
 
 
 def built(side: str, family: str, scale: int, channels: int = 3) -> Any:
     torch.manual_seed(1)
-    options = SMALL[side, family][0] | {"channels": channels}
+    options = SMALL[side, family][0] | ({"channels": channels} if scale > 1 else {})
     return families.build(side, family, scale, options).eval()
 
 
@@ -169,7 +171,7 @@ def test_fixed_scaling_is_matlabs_inside_the_image() -> None:
         assert np.abs(large - wanted)[edge:-edge, edge:-edge].max() < 1e-5
 
 
-@pytest.mark.parametrize(("side", "family"), SMALL)
+@pytest.mark.parametrize(("side", "family"), [key for key, (_, s) in SMALL.items() if 2 in s])
 def test_every_network_learns(side: str, family: str, taipei: Any) -> None:
     """A few steps on one crop, beside a fixed other half."""
     patch = torch.from_numpy(np.asarray(taipei)[320:384, 160:224].copy())

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import carcodec
-from carcodec import codec, engines, zoo
+from carcodec import codec, dial, engines, zoo
 from carcodec.codec import upscale
 from carcodec.errors import DataError, ModelNotFoundError, RecipeError, TrainingError
 from carcodec.training import loop
@@ -203,6 +203,46 @@ def test_the_papers_pairs_train_export_and_encode(
     whole = codec.decode(encoded.data, engine=engine, tile=512)
     assert np.abs(np.asarray(whole, int) - results[2]).max() <= 1
     assert carcodec.decode(carcodec.encode(small.convert("L"), model="pair").data).mode == "L"
+
+
+def test_colour_is_stored_as_grey(
+    tmp_path: Path, data: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        'name = "grey"\nscale = 1\n[downscaler]\nfamily = "tad-grey"\nwidth = 8\nblocks = 1\n'
+        '[upscaler]\nfamily = "tau-colour"\nwidth = 8\nblocks = 1\n'
+        "[training]\nbatch = 4\npatch = 32\nlearning_rate = 4e-3\nguide = 5.0\n"
+    )
+    trainer = loop._Trainer(load_recipe(path), data, torch.device("cpu"))
+    before = trainer.validate()
+    for _ in range(60):
+        trainer.minutes += 1 / 60
+        trainer.update(1.0)
+    assert trainer.validate() > before
+    trainer.save(tmp_path / "run" / "checkpoint.pt")
+    card = zoo.load_card(export(tmp_path / "run" / "checkpoint.pt", tmp_path / "models"))
+    monkeypatch.setenv(zoo.MODELS_VARIABLE, str(tmp_path / "models"))
+    assert card.grey and dial.settle(scale=1, quality=None).model != "grey"
+    small = photo.resize((151, 101))
+    luma = np.asarray(small.convert("L"), int)
+    restored = []
+    for engine in ("onnxruntime", "openvino", "pytorch"):
+        file = carcodec.encode(small, model="grey", engine=engine).data
+        assert carcodec.read_header(file).lr_channels == 1
+        thumbnail = carcodec.thumbnail(file)
+        assert thumbnail.mode == "L" and thumbnail.size == small.size
+        assert np.abs(np.asarray(thumbnail, int) - luma).mean() < 12  # grey, and looks like it
+        restored.append(carcodec.decode(file, engine=engine))
+        assert restored[-1].mode == "RGB"
+    colours = [np.asarray(image, int) for image in restored]
+    assert np.ptp(colours[0], axis=2).mean() > 1  # coloured
+    assert all((np.abs(c - colours[0]) <= 2).mean() > 0.99 for c in colours)
+    for mode in ("L", "RGBA"):
+        file = carcodec.encode(small.convert(mode), model="grey").data
+        assert carcodec.decode(file).mode == mode
+    deep = np.asarray(small).astype(np.uint16) * 257
+    assert carcodec.decode_array(carcodec.encode(deep, model="grey").data).dtype == np.uint16
 
 
 def test_bicubic_decodes_without_an_engine(
@@ -416,7 +456,7 @@ def test_baselines_train_and_are_not_exported(tmp_path: Path, data: Path) -> Non
         ('name = "x"\nscale = 2\n[downscaler]\ncell = 3', "cell must be 1 or 2"),
         ('name = "x"\nscale = 2\n[upscaler]\nstride = 3', "stride must be 1 or 2"),
         ('name = "x"\nscale = 2\n[downscaler]\ncontext = 1', "LR resolution: cell = 1"),
-        ('name = "x"\nscale = 2\n[downscaler]\nfamily = "none"', "scale is 1, not 2"),
+        ('name = "x"\nscale = 2\n[downscaler]\nfamily = "none"', "scale of 'none' is 1, not 2"),
         ('name = "x"\nscale = 2\n[training]\ncodec = "gif"', "unknown codec 'gif'"),
         ('name = "x"\nscale = 2\n[training]\nreal = true', "real needs a lossy codec"),
         ('name = "x"\nscale = 2\n[training]\nquality_low = 95', "qualities must be ordered"),

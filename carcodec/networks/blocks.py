@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 __all__ = [
+    "FirstPlane",
+    "Luma",
     "PlaneNetwork",
     "Reduction",
     "ResidualBlock",
@@ -16,6 +18,7 @@ __all__ = [
     "bicubic_kernel",
     "bicubic_phases",
     "edges",
+    "faint",
 ]
 
 
@@ -78,6 +81,14 @@ class ResidualBlock(nn.Module):
         return x + self.residual(x)
 
 
+def faint(convolution: nn.Conv2d, share: float = 0.1) -> nn.Conv2d:
+    """A last layer that starts near zero, so that the network starts as its shortcut."""
+    with torch.no_grad():
+        convolution.weight *= share
+        nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+    return convolution
+
+
 class Shortcut(nn.Module):
     """×scale enlargement with nothing to learn: ``bicubic`` (a = -0.5) or ``nearest``.
 
@@ -119,6 +130,27 @@ class Reduction(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = edges(x, self.padding)
         return functional.conv2d(x, self.weight, stride=self.scale, groups=self.channels)
+
+
+class Luma(nn.Module):
+    """BT.601 luma in full range, ``(N, 3, H, W)`` to ``(N, 1, H, W)``."""
+
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+        self.register_buffer("weight", weights, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv2d(x, self.weight)
+
+
+class FirstPlane(nn.Module):
+    """``(N, 3, H, W)`` to its first plane, ``(N, 1, H, W)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :1]
 
 
 class PlaneNetwork(nn.Module):

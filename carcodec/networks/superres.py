@@ -13,21 +13,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from carcodec.networks.blocks import PlaneNetwork, Shortcut
+from carcodec.networks.blocks import PlaneNetwork, Shortcut, faint
 
 __all__ = ["CNNSR", "DDBPN", "RCAN", "RDN", "VDSR", "SRDenseNet"]
 
 
 def _same(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
-
-
-def _faint(convolution: nn.Conv2d, share: float) -> nn.Conv2d:
-    """A last layer that starts near zero, so that the network starts as its shortcut."""
-    with torch.no_grad():
-        convolution.weight *= share
-        nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
-    return convolution
 
 
 def _enlarging(scale: int, width: int) -> nn.Sequential:
@@ -57,7 +49,7 @@ class VDSR(PlaneNetwork):
         self.enlarged = Shortcut(scale, channels)
         sizes = [channels] + [width] * (layers - 1)
         inner = [nn.Sequential(_same(a, b), nn.ReLU()) for a, b in itertools.pairwise(sizes)]
-        self.body = nn.Sequential(*inner, _faint(_same(width, channels), 0.01))
+        self.body = nn.Sequential(*inner, faint(_same(width, channels), 0.01))
 
     @property
     def halo(self) -> int:
@@ -87,7 +79,7 @@ class CNNSR(PlaneNetwork):
             width, width, 2 * scale, stride=scale, padding=(scale + 1) // 2,
             output_padding=scale % 2,
         )  # fmt: skip
-        self.image = nn.Sequential(nn.PReLU(width), _faint(_same(width, channels), 0.1))
+        self.image = nn.Sequential(nn.PReLU(width), faint(_same(width, channels), 0.1))
         self.shortcut = Shortcut(scale, channels)
 
     @property

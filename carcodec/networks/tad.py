@@ -7,11 +7,12 @@ joined by a skip, and one that makes the image. Images are float tensors in [0, 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from carcodec.networks.blocks import PlaneNetwork, Reduction, ResidualBlock
+from carcodec.networks.blocks import FirstPlane, Luma, PlaneNetwork, Reduction, ResidualBlock, faint
 
-__all__ = ["TAD", "TAU"]
+__all__ = ["TAD", "TAU", "TADGrey", "TAUColour"]
 
 
 class _Body(nn.Module):
@@ -56,6 +57,8 @@ class TAD(PlaneNetwork):
         self.body = _Body(width, width, blocks)
         self.image = nn.Conv2d(width, channels, 3, padding=1)
         self.guide = Reduction(2, channels) if guided else None
+        if guided:
+            faint(self.image)
 
     @property
     def halo(self) -> int:
@@ -88,3 +91,50 @@ class TAU(PlaneNetwork):
         for _ in range(self.steps):
             x = self.image(self.scaling(self.body(x - 0.5))) + 0.5
         return x
+
+
+def _unscaled(scale: int) -> None:
+    if scale != 1:
+        raise ValueError(f"grey for colour keeps the size: its scale is 1, not {scale}")
+
+
+class TADGrey(PlaneNetwork):
+    """TAD for colour (section 3.3): RGB to one grey plane of the same size, for TAUColour.
+
+    A residual on luma (BT.601, full range), TAD's body without its scaling layer: nine
+    convolutions. ``(N, 3, H, W)`` to as many planes, all three the same.
+    """
+
+    def __init__(self, scale: int = 1, width: int = 64, blocks: int = 3) -> None:
+        super().__init__(scale, 3)
+        _unscaled(scale)
+        self.body = _Body(3, width, blocks)
+        self.image = faint(nn.Conv2d(width, 1, 3, padding=1))
+        self.guide = Luma()
+
+    @property
+    def halo(self) -> int:
+        return 3 + 2 * len(self.body.blocks)
+
+    def core(self, x: Tensor) -> Tensor:
+        grey = self.image(self.body(x - 0.5)) + self.guide(x)
+        return torch.cat((grey, grey, grey), 1)
+
+
+class TAUColour(PlaneNetwork):
+    """The other way: from the first plane of ``(N, 3, H, W)`` to RGB."""
+
+    def __init__(self, scale: int = 1, width: int = 64, blocks: int = 3) -> None:
+        super().__init__(scale, 3)
+        _unscaled(scale)
+        self.plane = FirstPlane()
+        self.body = _Body(1, width, blocks)
+        self.image = nn.Conv2d(width, 3, 3, padding=1)
+
+    @property
+    def halo(self) -> int:
+        return 3 + 2 * len(self.body.blocks)
+
+    def core(self, x: Tensor) -> Tensor:
+        found: Tensor = self.image(self.body(self.plane(x) - 0.5)) + 0.5
+        return found

@@ -197,7 +197,7 @@ class _Tracer(fx.Tracer):
         return isinstance(m, _LEAVES) or super().is_leaf_module(m, module_qualified_name)
 
 
-_LEAVES = (blocks.Shortcut, blocks.Reduction, rsrnet.QBReLU)
+_LEAVES = (blocks.Shortcut, blocks.Reduction, blocks.Luma, blocks.FirstPlane, rsrnet.QBReLU)
 _FUNCTIONS: dict[Any, str] = {operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul"}
 
 
@@ -236,6 +236,11 @@ def _module(graph: _Graph, module: nn.Module, name: str, x: str) -> str:
         padded = graph.edges(x, module.padding)
         sides = [module.scale] * 2
         found = graph.op("Conv", padded, weight, strides=sides, group=module.channels)
+    elif isinstance(module, blocks.Luma):
+        found = graph.op("Conv", x, graph.constant(module.weight.numpy()))
+    elif isinstance(module, blocks.FirstPlane):
+        ends = (graph.constant([v], np.int64) for v in (0, 1, 1))
+        found = graph.op("Slice", x, *ends)
     elif type(module) in _SIMPLE:
         kind = _SIMPLE[type(module)]
         found = graph.op(kind, x) if kind else x

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from carcodec import atomic, storage, zoo
 from carcodec.errors import TrainingError
-from carcodec.networks import car, families
+from carcodec.networks import car, families, tad
 from carcodec.training import proxies
 from carcodec.training.data import Patches, load_images, split
 from carcodec.training.optimiser import build_optimisers
@@ -179,9 +179,12 @@ class _Trainer:
                 small = self.downscaler(image)
             small = small.float()
         if schedule.guide:
-            guide = functional.interpolate(
-                image, scale_factor=1 / scale, mode="bicubic", antialias=True
-            )
+            if isinstance(self.downscaler, tad.TADGrey):
+                guide = self.downscaler.guide(image)
+            else:
+                guide = functional.interpolate(
+                    image, scale_factor=1 / scale, mode="bicubic", antialias=True
+                )
             total = total + schedule.guide * (small - guide).abs().mean()
         quality, plain_small = None, small.detach()
         if alone:

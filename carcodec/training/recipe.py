@@ -107,9 +107,11 @@ def load_recipe(path: Path) -> Recipe:
     if "training" in data:
         data["training"] = _build(Schedule, data["training"], f"{path} [training]")
     recipe: Recipe = _build(Recipe, data, str(path))
-    if recipe.downscaler.family == "none":
+    if recipe.downscaler.family in ("none", "tad-grey"):
         if recipe.scale != 1:
-            raise RecipeError(f"{path}: without a downscaler the scale is 1, not {recipe.scale}")
+            raise RecipeError(
+                f"{path}: the scale of {recipe.downscaler.family!r} is 1, not {recipe.scale}"
+            )
     elif not 2 <= recipe.scale <= 128:
         raise RecipeError(f"{path}: scale must be from 2 to 128, not {recipe.scale}")
     if recipe.training.patch % (2 * recipe.scale):
@@ -138,7 +140,7 @@ def load_recipe(path: Path) -> Recipe:
             raise RecipeError(f"{path} [{part}]: {error}") from error
         if recipe.training.colour == "y" and network.options.get("channels", 1) != 1:
             raise RecipeError(f"{path} [{part}]: colour = 'y' wants channels = 1")
-        if recipe.training.colour == "y" and network.family in ("car", "edsr"):
+        if recipe.training.colour == "y" and network.family in ("car", "edsr", "tad-grey"):
             raise RecipeError(f"{path} [{part}]: {network.family} takes colour, not luma alone")
     return recipe
 

@@ -66,6 +66,11 @@ class ModelCard:
         return "" if codec == "lossless" else codec
 
     @property
+    def grey(self) -> bool:
+        """Whether LR of a colour photo is one grey plane."""
+        return self.downscaler.family == "tad-grey"
+
+    @property
     def digest(self) -> str:
         """SHA-256 over the two files' SHA-256 digests, hexadecimal."""
         both = bytes.fromhex(self.downscaler.sha256) + bytes.fromhex(self.upscaler.sha256)
