@@ -1,24 +1,34 @@
-"""Write docs/MODELS.md and README's table from the cards: python benchmarks/models_page.py"""
+"""Write docs/MODELS.md and README's table from the cards.
+
+    python benchmarks/models_page.py [--speed WHERE]
+
+--speed measures the newest version of every model on the photo the repository ships, tiled to
+four megapixels, with two threads, and writes the figures onto their cards; WHERE names the machine.
+"""
 
 from __future__ import annotations
 
-import math
+import argparse
 import re
+import time
 from pathlib import Path
 
-import onnx
+import numpy as np
+from PIL import Image
 
-from carcodec import zoo
+from carcodec import atomic, codec, describe, engines, zoo
 from carcodec.zoo import shelf
 
 ROOT = Path(__file__).parent.parent
 
 HEAD = """# Models
 
-Written by `python benchmarks/models_page.py` from the cards; figures are on the
-[paper protocol](PROTOCOL.md). "bicubic" is the same upscaler trained the same time on bicubic
-LR; "paper" is CAR with EDSR 32×256 (IEEE TIP 2020, Table I), about a hundred times as large.
-"LR bpp" is lossless JPEG XL; "JPEG bpp" is what a JPEG of the same RGB PSNR takes.
+Written by `python benchmarks/models_page.py` from the cards, and what `carcodec models show NAME`
+prints; figures are on the [paper protocol](PROTOCOL.md). "bicubic" is the same upscaler trained
+the same time on bicubic LR; "paper" is the same pair as its paper prints it, whose networks may be
+a hundred times as large (CAR's EDSR has 32 blocks of 256 channels), and "distance" what ours has
+above it, in dB. "LR bpp" is lossless JPEG XL, bits per HR pixel; "JPEG bpp" is what a JPEG of the
+same RGB PSNR takes.
 
 Models named after a storage codec are trained for it: both networks through the codec itself, the
 upscaler told the stored quality. Their figures are means over photos at qualities of that codec,
@@ -45,72 +55,11 @@ At half the resolution the kernels stopped changing after the first minute. A st
 instead of bicubic's, gains nothing (34.33 against 34.33 after four minutes with the upscaler).
 """
 
-# CAR paper, Table I, Y PSNR in dB
-PAPER = {
-    2: {"Set5": 38.94, "Set14": 35.61, "BSD100": 33.83, "Urban100": 35.24},
-    4: {"Set5": 33.88, "Set14": 30.31, "BSD100": 29.15, "Urban100": 29.28},
-}
-
-
-def section(card: zoo.ModelCard) -> str:
-    training = card.training
-    lines = [f"## {card.name} version {card.version}", "", f"{card.description}.", ""]
-    lines += [
-        f"- digest `{card.digest}`",
-        f"- downscaler {card.downscaler.family} {card.downscaler.options}, halo "
-        f"{card.downscaler.halo} LR pixels, "
-        f"{(card.folder / card.downscaler.file).stat().st_size / 2**20:.2f} MiB",
-        f"- upscaler {card.upscaler.family} {card.upscaler.options}, halo "
-        f"{card.upscaler.halo} LR pixels, "
-        f"{(card.folder / card.upscaler.file).stat().st_size / 2**20:.2f} MiB",
-        f"- data: {training['data']}",
-        f"- trained: {training['minutes']} minutes, {training['steps']} steps: "
-        f"`{training['command']}`",
-        f"- recipe: {training['recipe']}",
-        "",
-    ]
-    if card.storage:
-        return "\n".join([*lines, *rate_distortion(card)]) + "\n"
-    lines += [
-        "| set | Y PSNR | Y SSIM | bicubic Y PSNR | paper Y PSNR | RGB PSNR | LR bpp | JPEG bpp |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    baseline = card.measured.get("baseline", {})
-    for name, row in card.measured.items():
-        if not isinstance(row, dict) or "Y PSNR dB" not in row:
-            continue
-        other = baseline.get(name, {}).get("Y PSNR dB", "–")
-        paper = PAPER.get(card.scale, {}).get(name, "–")
-        lines.append(
-            f"| {name} | {row['Y PSNR dB']:.2f} | {row['Y SSIM']:.4f} | {other} | {paper} | "
-            f"{row['RGB PSNR dB']:.2f} | {row['LR bpp']:.3f} | {row['JPEG bpp']:.3f} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def rate_distortion(card: zoo.ModelCard) -> list[str]:
-    """A codec-aware model's means over each set of photos, by the storage codec's quality."""
-    lines: list[str] = []
-    for name, row in card.measured.items():
-        points = {k: v for k, v in row.items() if isinstance(v, list)}
-        if not points:
-            continue
-        lines += [
-            f"| {name}, {card.storage} | bpp | RGB PSNR | Y PSNR |",
-            "|---|---|---|---|",
-            *(f"| {k} | {v[0]:.3f} | {v[1]:.2f} | {v[2]:.2f} |" for k, v in points.items()),
-            "",
-            *(f"- {k}: {v:+.1f}" for k, v in row.items() if not isinstance(v, list)),
-        ]
-    return lines
-
-
 SETS = ("Set5", "Set14", "BSD100", "Urban100", "Kodak")
 
 
-def parameters(card: zoo.ModelCard, side: zoo.Side) -> str:
-    weights = onnx.load_model_from_string(card.weights(side)).graph.initializer
-    return f"{sum(math.prod(w.dims) for w in weights) / 1e6:.2f} M"
+def parameters(side: zoo.Side) -> str:
+    return f"{(side.parameters or 0) / 1e6:.2f} M"
 
 
 def summary(cards: list[zoo.ModelCard]) -> str:
@@ -120,10 +69,10 @@ def summary(cards: list[zoo.ModelCard]) -> str:
     plain = [card for card in cards if not card.storage]
     newest = {card.name: card for card in sorted(plain, key=lambda c: c.version)}
     for card in newest.values():
-        sizes = f"{parameters(card, card.downscaler)} + {parameters(card, card.upscaler)}"
+        sizes = f"{parameters(card.downscaler)} + {parameters(card.upscaler)}"
         rows = [(card.name, sizes, card.measured)]
         if baseline := card.measured.get("baseline"):
-            rows.append((f"bicubic ×{card.scale}", parameters(card, card.upscaler), baseline))
+            rows.append((f"bicubic ×{card.scale}", parameters(card.upscaler), baseline))
         for name, size, figures in rows:
             cells = [name, size]
             cells += [f"{figures[s]['Y PSNR dB']:.2f}" if s in figures else "–" for s in SETS]
@@ -133,10 +82,50 @@ def summary(cards: list[zoo.ModelCard]) -> str:
     return "\n".join(lines)
 
 
+def measure(card: zoo.ModelCard, where: str) -> None:
+    """Put megapixels per second onto a card."""
+    with Image.open(ROOT / "tests" / "photos" / "taipei.png") as photo:
+        part = np.asarray(photo.convert("RGB"))
+    image = np.tile(part, (-(-2048 // part.shape[0]), -(-2048 // part.shape[1]), 1))
+    image = np.ascontiguousarray(image[:2048, :2048])
+    small = codec.downscale(image, card, threads=2)
+    size, megapixels = (2048, 2048), image.shape[0] * image.shape[1] / 1e6
+
+    def down() -> object:
+        return codec.downscale(image, card, threads=2)
+
+    def up() -> object:
+        quality = 50 if card.storage else None
+        return codec.upscale(small, size, 8, card, threads=2, quality=quality, coloured=card.grey)
+
+    speeds = []
+    for action in (down, up):
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            action()
+            times.append(time.perf_counter() - start)
+        speeds.append(round(megapixels / min(times), 2))
+    line = (
+        f'"MP/s" = {{ "encode" = {speeds[0]}, "decode" = {speeds[1]}, '
+        f'"on" = "{where}, two threads, {engines.resolve()}" }}\n'
+    )
+    path = card.folder / "card.toml"
+    text = re.sub(r'^"MP/s" = .*\n', "", path.read_text("utf-8"), flags=re.MULTILINE)
+    atomic.write(path, text.replace("[measured]\n", "[measured]\n" + line).encode())
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--speed", metavar="WHERE", default="")
+    arguments = parser.parse_args()
     folder = shelf.search_path()[-1]
     cards = [zoo.load_card(path) for path in sorted(folder.glob("*/card.toml"))]
-    page = HEAD + "\n" + "\n".join(section(card) for card in cards)
+    if arguments.speed:
+        for card in {c.name: c for c in sorted(cards, key=lambda c: c.version)}.values():
+            measure(card, arguments.speed)
+    cards = [zoo.load_card(path) for path in sorted(folder.glob("*/card.toml"))]
+    page = HEAD + "\n" + "\n".join(describe.markdown(card) for card in cards)
     (ROOT / "docs" / "MODELS.md").write_text(page, "utf-8")
     readme = ROOT / "README.md"
     marks = ("<!-- models: benchmarks/models_page.py -->\n", "\n<!-- /models -->")

@@ -300,9 +300,20 @@ def models_list(
 
 
 @models_app.command("show")
-def models_show(name: str) -> None:
-    """Print one model's card as JSON: architecture, training, measured numbers."""
-    typer.echo(json.dumps(_card(zoo.find(name)), indent=2, ensure_ascii=False))
+def models_show(
+    name: str,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print one model's card: networks, training, measured figures beside the paper's."""
+    card = zoo.find(name)
+    if as_json:
+        typer.echo(json.dumps(_card(card), indent=2, ensure_ascii=False))
+        return
+    from rich.markdown import Markdown
+
+    from carcodec import describe
+
+    Console(highlight=False).print(Markdown(describe.markdown(card)))
 
 
 @app.command()

@@ -244,8 +244,14 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("models", "list", "--json") == 0
     names = {card["name"] for card in json.loads(capsys.readouterr().out)}
     assert {"car-x2", "car-x4", "tiny-x2"} <= names
-    assert run("models", "show", "car-x4") == 0
+    assert run("models", "show", "car-x4", "--json") == 0
     assert json.loads(capsys.readouterr().out)["scale"] == 4
+    assert run("models", "show", "car-x4") == 0
+    shown = capsys.readouterr().out
+    assert "W. Sun and Z. Chen" in shown and "1,501 photographic tiles" in shown
+    assert "33.88" in shown  # published, beside ours
+    assert run("models", "show", "car-x2-avif") == 0
+    assert "bpp" in capsys.readouterr().out
     assert run("models", "list") == 0
     assert "car-x2" in capsys.readouterr().out
     assert run("models", "show", "nope") == 1

@@ -93,7 +93,8 @@ def export(
             options["kernel"] = network.kernel  # where the default follows from the scale
         lines += [
             "",
-            f"[{side}]  # {sum(p.numel() for p in network.parameters())} parameters",
+            f"[{side}]",
+            f"parameters = {sum(p.numel() for p in network.parameters())}",
             f"family = {_toml(described.family)}",
             f'file = "{side}.onnx"',
             f'sha256 = "{hashlib.sha256(payload).hexdigest()}"',

@@ -24,6 +24,7 @@ class Side:
         sha256: of that file, hexadecimal.
         halo: receptive-field radius in LR pixels: what lies further away cannot matter.
         options: the network's constructor arguments but for the scale.
+        parameters: how many numbers it has learned.
     """
 
     family: str
@@ -31,6 +32,7 @@ class Side:
     sha256: str
     halo: int
     options: dict[str, Any] = field(default_factory=dict)
+    parameters: int | None = None
 
 
 @dataclass(frozen=True)

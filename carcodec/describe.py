@@ -1,0 +1,143 @@
+"""A model card for people: what `carcodec models show` prints and docs/MODELS.md is made of."""
+
+from __future__ import annotations
+
+from carcodec import evaluate, zoo
+
+__all__ = ["markdown"]
+
+_PAPERS = {
+    "car": "W. Sun and Z. Chen, CAR, IEEE TIP 2020",
+    "rrnet": "B. Cai et al., RSRNet, 2018",
+    "srnet": "B. Cai et al., RSRNet, 2018",
+    "tad": "H. Kim et al., TAD, ECCV 2018",
+    "tau": "H. Kim et al., TAD, ECCV 2018",
+    "tad-grey": "H. Kim et al., TAD, ECCV 2018",
+    "tau-colour": "H. Kim et al., TAD, ECCV 2018",
+    "edsr": "B. Lim et al., EDSR, CVPR workshops 2017",
+    "vdsr": "J. Kim et al., VDSR, CVPR 2016",
+    "cnnsr": "Y. Li et al., CNN-CR, IEEE TIP 2019",
+    "srdensenet": "T. Tong et al., SRDenseNet, ICCV 2017",
+    "ddbpn": "M. Haris et al., D-DBPN, CVPR 2018",
+    "rdn": "Y. Zhang et al., RDN, CVPR 2018",
+    "rcan": "Y. Zhang et al., RCAN, ECCV 2018",
+}
+# families → the pair whose published figures stand beside
+_PAIRS = {
+    ("car", "edsr"): ("CAR", "EDSR 32×256"),
+    ("car", "bicubic"): ("CAR", "bicubic"),
+    ("rrnet", "edsr"): ("RRNet", "SRNet"),
+    ("rrnet", "srnet"): ("RRNet", "SRNet"),
+    ("tad", "tau"): ("TAD", "TAU"),
+    ("tad-grey", "tau-colour"): ("TAD grey", "TAU"),
+}
+
+
+def markdown(card: zoo.ModelCard) -> str:
+    """Everything a card knows, as Markdown; published figures beside, where a paper has them."""
+    sides = {"downscaler": card.downscaler, "upscaler": card.upscaler}
+    known = {_PAPERS[s.family]: None for s in sides.values() if s.family in _PAPERS}
+    training = card.training
+    lines = [
+        f"## {card.name} version {card.version}",
+        "",
+        f"{card.description}. ×{card.scale}; {_stored(card)}.",
+        "",
+        "| | network | parameters | halo, LR pixels | options |",
+        "|---|---|---|---|---|",
+    ]
+    for name, side in sides.items():
+        options = ", ".join(f"{k} {_plain(v)}" for k, v in side.options.items())
+        count = f"{side.parameters:,}" if side.parameters is not None else "–"
+        lines.append(f"| {name} | {side.family} | {count} | {side.halo} | {options} |")
+    lines += ["", f"- digest `{card.digest}`"]
+    lines += [f"- paper: {paper}" for paper in known]
+    speed = card.measured.get("MP/s")
+    if isinstance(speed, dict):
+        lines.append(
+            f"- speed: encodes {speed['encode']:.2f} and decodes {speed['decode']:.2f} HR "
+            f"megapixels per second, networks alone ({speed['on']})"
+        )
+    if training:
+        lines += [
+            f"- data: {training['data']}",
+            f"- trained: {training['minutes']} minutes, {training['steps']} steps: "
+            f"`{training['command']}`",
+            "- recipe: " + ", ".join(f"{k} {_plain(v)}" for k, v in training["recipe"].items()),
+        ]
+    lines.append("")
+    figures = _rates(card) if card.storage else _fidelity(card)
+    return "\n".join([*lines, *figures]) + "\n"
+
+
+def _stored(card: zoo.ModelCard) -> str:
+    if card.grey:
+        return "colour stored as one grey plane"
+    return (
+        f"trained for LR stored as {card.storage}" if card.storage else "for LR stored losslessly"
+    )
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value) or '""'
+
+
+def _fidelity(card: zoo.ModelCard) -> list[str]:
+    rows = {
+        name: row
+        for name, row in card.measured.items()
+        if isinstance(row, dict) and "Y PSNR dB" in row
+    }
+    if not rows:
+        return []
+    baseline = card.measured.get("baseline", {})
+    pair = _PAIRS.get((card.downscaler.family, card.upscaler.family))
+    sets = [evaluate.Row("", card.scale, name, 0, {}) for name in rows]
+    papers = {
+        p.pictures: p
+        for label in reversed(evaluate.tables())
+        for p in evaluate.published(sets, label)
+        if (p.downscaler, p.upscaler) == pair
+    }
+    lines = [
+        "| set | Y PSNR | Y SSIM | RGB PSNR | LR bpp | JPEG bpp | bicubic Y PSNR | "
+        "paper | distance |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        other = baseline.get(name, {}).get("Y PSNR dB")
+        paper, apart = "", ""
+        if name in papers:
+            figures = papers[name].figures
+            key, own = (
+                ("psnr_y", "Y PSNR dB") if "psnr_y" in figures else ("psnr_rgb", "RGB PSNR dB")
+            )
+            what = "" if key == "psnr_y" else " RGB"
+            paper = f"{figures[key]:.2f}{what} ({papers[name].label})"
+            apart = f"{row[own] - figures[key]:+.2f}"
+        jpeg = f"{row['JPEG bpp']:.3f}" if "JPEG bpp" in row else ""
+        lines.append(
+            f"| {name} | {row['Y PSNR dB']:.2f} | {row['Y SSIM']:.4f} | {row['RGB PSNR dB']:.2f} | "
+            f"{row['LR bpp']:.3f} | {jpeg} | {'' if other is None else f'{other:.2f}'} | "
+            f"{paper} | {apart} |"
+        )
+    return lines
+
+
+def _rates(card: zoo.ModelCard) -> list[str]:
+    """A codec-aware model's means over each set of photos, by the storage codec's quality."""
+    lines: list[str] = []
+    for name, row in card.measured.items():
+        points = {k: v for k, v in row.items() if isinstance(v, list)}
+        if not points:
+            continue
+        lines += [
+            f"| {name}, {card.storage} | bpp | RGB PSNR | Y PSNR |",
+            "|---|---|---|---|",
+            *(f"| {k} | {v[0]:.3f} | {v[1]:.2f} | {v[2]:.2f} |" for k, v in points.items()),
+            "",
+            *(f"- {k}: {v:+.1f}" for k, v in row.items() if not isinstance(v, list)),
+        ]
+    return lines
