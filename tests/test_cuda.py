@@ -1,0 +1,235 @@
+"""The CUDA resampler on the CPU: its source, compiled by g++, against float64; and by nvcc."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from carcodec.networks import car
+from carcodec.plugins import resampler
+
+HERE = Path(__file__).parent
+Array = NDArray[Any]
+DRIVER = """
+#include "cuda_on_host.hpp"
+#include "resampler.cu"
+#define FORWARD(NAME, T) extern "C" void run_##NAME(const int *grid, const int *block, \\
+    const T *image, const T *weights, const T *offsets, int h, int w, int scale, int kernel, \\
+    int convex, int quantise, T *small) { \\
+    launch(NAME, grid, block, image, weights, offsets, h, w, scale, kernel, convex, quantise, \\
+           small); }
+FORWARD(carcodec_resample_f32, float)
+FORWARD(carcodec_resample_f32_k6, float)
+FORWARD(carcodec_resample_f32_k9, float)
+FORWARD(carcodec_resample_f32_k12, float)
+FORWARD(carcodec_resample_f16, half_bits)
+FORWARD(carcodec_resample_f16_k6, half_bits)
+FORWARD(carcodec_resample_f16_k9, half_bits)
+FORWARD(carcodec_resample_f16_k12, half_bits)
+extern "C" void run_carcodec_resample_backward_f32(const int *grid, const int *block,
+    const float *image, const float *weights, const float *offsets, const float *d_small, int h,
+    int w, int scale, int kernel, int convex, float *a, float *b, float *c) {
+    launch(carcodec_resample_backward_f32, grid, block, image, weights, offsets, d_small, h, w,
+           scale, kernel, convex, a, b, c); }
+"""
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The kernels as a library for the CPU."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++")
+    folder = tmp_path_factory.mktemp("host")
+    (folder / "driver.cpp").write_text(DRIVER)
+    includes = [f"-I{HERE}", f"-I{resampler.FOLDER}"]
+    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-w"]
+    done = subprocess.run(
+        [compiler, *flags, *includes, str(folder / "driver.cpp"), "-o", str(folder / "host.so")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(folder / "host.so"))
+
+
+def run(
+    host: ctypes.CDLL, image: Array, weights: Array, offsets: Array, scale: int, convex: bool,
+    quantise: bool = False, fast: bool = False,
+) -> Array:  # fmt: skip
+    """LR of ``(n, 3, H, W)``, the launch as on a device."""
+    n, taps, h, w = weights.shape
+    kernel = round(taps**0.5)
+    name, pixels = f"carcodec_resample_{'f16' if image.dtype == np.float16 else 'f32'}", 1
+    if fast:
+        name, pixels = resampler.entry(str(image.dtype), kernel, w)
+        assert pixels == 2
+    small = np.empty((n, 3, h, w), image.dtype)
+    grid, block = resampler.geometry(n, h, w, pixels)
+    given = [np.ascontiguousarray(a) for a in (image, weights, offsets)]
+    getattr(host, f"run_{name}")(
+        (ctypes.c_int * 3)(*grid), (ctypes.c_int * 3)(*block),
+        *(a.ctypes.data_as(ctypes.c_void_p) for a in given),
+        h, w, scale, kernel, int(convex), int(quantise), small.ctypes.data_as(ctypes.c_void_p),
+    )  # fmt: skip
+    return small
+
+
+def exact(image: Array, weights: Array, offsets: Array, scale: int, convex: bool) -> Array:
+    """Eq. 1-3 in float64 for any kernel and scale; reads reflect."""
+    n, taps, h, w = weights.shape
+    k = round(taps**0.5)
+    heads = weights.astype(np.float64)
+    if convex:
+        share = np.maximum(heads, 1e-6)
+        share /= share.sum(1, keepdims=True)
+    else:
+        share = heads + 1 / taps - heads.mean(1, keepdims=True)
+    moved = scale * np.tanh(offsets.astype(np.float64))
+    photo = image.astype(np.float64)
+
+    def mirrored(i: Array, length: int) -> Array:
+        period = max(2 * length - 2, 1)
+        i = np.abs(i) % period
+        return np.where(i < length, i, period - i)
+
+    small = np.zeros((n, 3, h, w))
+    batch = np.arange(n)[:, None, None]
+    for t in range(taps):
+        y = (np.arange(h) + 0.5)[:, None] * scale - 0.5 + t // k - (k - 1) / 2 + moved[:, taps + t]
+        x = (np.arange(w) + 0.5)[None, :] * scale - 0.5 + t % k - (k - 1) / 2 + moved[:, t]
+        top, left = np.floor(y).astype(int), np.floor(x).astype(int)
+        b, a = (y - top)[:, None], (x - left)[:, None]
+        read = 0.0
+        for dy in (0, 1):
+            for dx in (0, 1):
+                rows = mirrored(top + dy, photo.shape[2])
+                columns = mirrored(left + dx, photo.shape[3])
+                corner = np.moveaxis(photo[batch, :, rows, columns], -1, 1)
+                read = read + (b if dy else 1 - b) * (a if dx else 1 - a) * corner
+        small += share[:, t][:, None] * read
+    return small
+
+
+def heads(
+    seed: int, n: int, h: int, w: int, scale: int, kernel: int, spread: float
+) -> tuple[Array, Array, Array]:
+    random = np.random.default_rng(seed)
+    image = random.random((n, 3, h * scale, w * scale)).astype(np.float32)
+    weights = random.normal(0, 0.1, (n, kernel**2, h, w)).astype(np.float32)
+    offsets = random.normal(0, spread, (n, 2 * kernel**2, h, w)).astype(np.float32)
+    return image, weights, offsets
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    h=st.integers(1, 9), w=st.integers(1, 9), n=st.integers(1, 2), scale=st.integers(1, 5),
+    kernel=st.integers(1, 13), convex=st.booleans(), spread=st.sampled_from([0.0, 0.7, 50.0]),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_the_kernel_is_its_definition(
+    host: ctypes.CDLL, h: int, w: int, n: int, scale: int, kernel: int, convex: bool,
+    spread: float, seed: int,
+) -> None:  # fmt: skip
+    given = heads(seed, n, h, w, scale, kernel, spread)
+    found, wanted = run(host, *given, scale, convex), exact(*given, scale, convex)
+    assert np.abs(found - wanted).max() < 2e-5 * max(1, np.abs(wanted).max())
+    # rounded, it is the same in levels
+    levels = run(host, *given, scale, convex, quantise=True) * 255
+    assert np.abs(levels - np.rint(levels)).max() < 1e-3
+    assert np.abs(levels - np.clip(wanted * 255, 0, 255)).max() < 0.51
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    h=st.integers(1, 12), half_w=st.integers(1, 40), scale=st.sampled_from([2, 3, 4]),
+    convex=st.booleans(), spread=st.sampled_from([0.7, 50.0]), half=st.booleans(),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_the_fast_kernels_are_the_simple_one(
+    host: ctypes.CDLL, h: int, half_w: int, scale: int, convex: bool, spread: float, half: bool,
+    seed: int,
+) -> None:  # fmt: skip
+    given = heads(seed, 1, h, 2 * half_w, scale, 3 * scale, spread)
+    if half:
+        given = tuple(a.astype(np.float16) for a in given)  # type: ignore[assignment]
+    for quantise in (False, True):
+        simple = run(host, *given, scale, convex, quantise)
+        fast = run(host, *given, scale, convex, quantise, fast=True)
+        assert np.array_equal(simple, fast)
+
+
+def test_half_storage_is_as_exact_as_half_is(host: ctypes.CDLL) -> None:
+    given = tuple(a.astype(np.float16) for a in heads(3, 2, 12, 14, 2, 6, 0.7))
+    wanted = exact(*given, 2, False)  # type: ignore[arg-type]
+    found = run(host, *given, 2, False)  # type: ignore[arg-type]
+    assert found.dtype == np.float16
+    assert np.abs(found - wanted).max() < 2 * np.finfo(np.float16).eps
+
+
+def test_the_kernel_agrees_with_pytorch_on_a_photo(host: ctypes.CDLL, taipei: Image.Image) -> None:
+    photo = np.asarray(taipei.crop((270, 380, 366, 444))).transpose(2, 0, 1)[None] / np.float32(255)
+    for scale in (2, 4):
+        _, raw, moves = heads(5, 1, 64 // scale, 96 // scale, scale, 3 * scale, 0.7)
+        weights = car.normalised_weights(torch.from_numpy(raw), False)
+        offsets = car.bounded_offsets(torch.from_numpy(moves), scale)
+        wanted = car.adaptive_resample(torch.from_numpy(photo), weights, offsets, scale).numpy()
+        found = run(host, photo, raw, moves, scale, False, fast=True)
+        assert np.abs(found - wanted).max() < 1e-5
+
+
+@pytest.mark.parametrize("convex", [False, True])
+@pytest.mark.parametrize(("scale", "kernel"), [(2, 6), (3, 9), (2, 3), (1, 4)])
+def test_gradients_are_those_of_float64_autograd(
+    host: ctypes.CDLL, convex: bool, scale: int, kernel: int
+) -> None:
+    h, w = 4, 6
+    given = heads(7, 2, h, w, scale, kernel, 0.7)
+    d_small = np.random.default_rng(8).normal(size=(2, 3, h, w)).astype(np.float32)
+    found = [np.zeros_like(a) for a in given]
+    name, pixels = resampler.backward_entry()
+    grid, block = resampler.geometry(2, h, w, pixels)
+    getattr(host, f"run_{name}")(
+        (ctypes.c_int * 3)(*grid), (ctypes.c_int * 3)(*block),
+        *(a.ctypes.data_as(ctypes.c_void_p) for a in (*given, d_small)),
+        h, w, scale, kernel, int(convex), *(a.ctypes.data_as(ctypes.c_void_p) for a in found),
+    )  # fmt: skip
+    image, raw, moves = (torch.from_numpy(a).double().requires_grad_() for a in given)
+    small = car.adaptive_resample(
+        image, car.normalised_weights(raw, convex), car.bounded_offsets(moves, scale), scale
+    )
+    small.backward(torch.from_numpy(d_small).double())  # type: ignore[no-untyped-call]
+    for ours, theirs in zip(found, (image.grad, raw.grad, moves.grad), strict=True):
+        assert theirs is not None
+        assert np.abs(ours - theirs.numpy()).max() < 2e-4 * max(1, float(theirs.abs().max()))
+
+
+@settings(max_examples=100)
+@given(st.integers(1, 5), st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 2))
+def test_the_launch_covers_every_pixel_once(n: int, h: int, w: int, pixels: int) -> None:
+    grid, block = resampler.geometry(n, h, w, pixels)
+    across, down = grid[0] * block[0] * pixels, grid[1] * block[1]
+    assert across >= w and down >= h and grid[2] == n
+    assert across - w < block[0] * pixels and down - h < block[1]  # no block is idle
+    assert block[0] * block[1] * block[2] <= 1024 and block[0] % 32 == 0
+
+
+def test_entries() -> None:
+    assert resampler.entry("float32", 6, 640) == ("carcodec_resample_f32_k6", 2)
+    assert resampler.entry("float16", 12, 641) == ("carcodec_resample_f16", 1)
+    assert resampler.entry("float32", 5, 640) == ("carcodec_resample_f32", 1)
+    with pytest.raises(ValueError, match="float32 and float16, not int8"):
+        resampler.entry("int8", 6, 640)
+    names = {resampler.entry(d, k, 8)[0] for d in ("float32", "float16") for k in (5, 6, 9, 12)}
+    assert all(f"({name}, " in resampler.source() for name in names)
+    assert f" {resampler.backward_entry()[0]}(" in resampler.source()
