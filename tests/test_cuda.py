@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from PIL import Image
 
 from carcodec.networks import car
 from carcodec.plugins import resampler
+from carcodec.plugins.resampler import compiling
 
 HERE = Path(__file__).parent
 Array = NDArray[Any]
@@ -233,3 +236,96 @@ def test_entries() -> None:
     names = {resampler.entry(d, k, 8)[0] for d in ("float32", "float16") for k in (5, 6, 9, 12)}
     assert all(f"({name}, " in resampler.source() for name in names)
     assert f" {resampler.backward_entry()[0]}(" in resampler.source()
+
+
+ENTRIES = [
+    *(f"carcodec_resample_{t}{k}" for t in ("f32", "f16") for k in ("", "_k6", "_k9", "_k12")),
+    "carcodec_resample_backward_f32",
+]
+
+
+def test_the_shipped_ptx_is_that_of_the_source() -> None:
+    text = compiling.shipped().decode()
+    assert all(f".entry {name}(" in text for name in ENTRIES)
+    assert ".target sm_75" in text
+    version = next(line for line in text.splitlines() if line.startswith(".version"))
+    assert float(version.split()[1]) <= 9.0  # what CUDA 13.0's drivers read
+
+
+@pytest.mark.parametrize("architecture", ["compute_75", "compute_90", "compute_120"])
+def test_nvrtc_compiles_without_a_gpu(architecture: str) -> None:
+    if importlib.util.find_spec("cuda") is None:
+        pytest.skip("cuda-bindings is not installed")
+    text = compiling.compiled(architecture).decode()
+    assert all(f".entry {name}(" in text for name in ENTRIES)
+    assert f".target {architecture.replace('compute', 'sm')}" in text
+
+
+def test_nvrtcs_refusal_is_one_sentence() -> None:
+    if importlib.util.find_spec("cuda") is None:
+        pytest.skip("cuda-bindings is not installed")
+    with pytest.raises(compiling.CompilingError, match=r"^NVRTC failed: .*gpu-architecture"):
+        compiling.compiled("compute_10")
+
+
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_86", "sm_90", "sm_120"])
+def test_nvcc_compiles_for_every_card(architecture: str, tmp_path: Path) -> None:
+    if (nvcc := shutil.which("nvcc")) is None:
+        pytest.skip("no nvcc")
+    target, source = tmp_path / "resampler.cubin", resampler.FOLDER / "resampler.cu"
+    command = [nvcc, "-cubin", f"-arch={architecture}", "-Xptxas", "-v", str(source)]
+    done = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Compiling entry function") == len(ENTRIES)
+    assert "spill" not in done.stderr.replace("0 bytes spill", "")
+
+
+def test_a_missing_driver_is_one_sentence() -> None:
+    if importlib.util.find_spec("cuda") is None:
+        pytest.skip("cuda-bindings is not installed")
+    from carcodec.plugins.resampler import driver
+
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("there is a GPU")
+    with pytest.raises(driver.DriverError, match=r"^there is no NVIDIA driver here"):
+        driver.Kernels()
+
+
+LEAN = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import tensorrt_lean_bindings as trt
+for name in ("TensorFormat", "ITensor"):  # which its runtime lacks and its plugin module names
+    if not hasattr(trt, name):
+        setattr(trt, name, type(name, (), {}))
+sys.modules["tensorrt"] = trt
+import tensorrt_lean_bindings.plugin as plugin
+sys.modules["tensorrt.plugin"] = trt.plugin = plugin
+from carcodec.plugins.resampler import tensorrt
+tensorrt.register()
+tensorrt.register()
+found = plugin._lib.QDP_REGISTRY[tensorrt.NAME]
+assert found.input_tensor_names == ["image", "weights", "offsets"]
+assert found.input_attrs == {"scale": int, "kernel": int, "convex": int}
+creator = trt.get_plugin_registry().get_creator("AdaptiveResample", "1", "carcodec")
+fields = [
+    trt.PluginField(name, numpy.array([value], numpy.int64), trt.PluginFieldType.INT64)
+    for name, value in (("scale", 2), ("kernel", 6), ("convex", 0))
+]
+made = creator.create_plugin(
+    "AdaptiveResample", "carcodec", trt.PluginFieldCollection(fields), trt.TensorRTPhase.BUILD,
+    trt.QuickPluginCreationRequest.PREFER_AOT,
+)
+print(type(made).__name__)
+"""
+
+
+def test_tensorrt_takes_the_plugin() -> None:
+    """Under the lean runtime, which registers and makes plugins without a GPU."""
+    if importlib.util.find_spec("tensorrt_lean_bindings") is None:
+        pytest.skip("TensorRT's lean runtime is not installed")
+    done = subprocess.run(
+        [sys.executable, "-c", "import numpy\n" + LEAN], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "_TemplateAOTPlugin"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["FOLDER", "backward_entry", "entry", "geometry", "source"]
+__all__ = ["FOLDER", "Triple", "backward_entry", "entry", "geometry", "source"]
 
 FOLDER = Path(__file__).parent
 _BLOCK = (32, 4)  # threads across and down

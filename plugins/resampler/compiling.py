@@ -55,7 +55,7 @@ def compiled(architecture: str = ARCHITECTURE) -> bytes:
         program = done(nvrtc.nvrtcCreateProgram(source().encode(), b"resampler.cu", 0, [], []))
         options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17"]
         done(nvrtc.nvrtcCompileProgram(program, len(options), options))
-        text = b" " * done(nvrtc.nvrtcGetPTXSize(program))
+        text: bytes = b" " * done(nvrtc.nvrtcGetPTXSize(program))
         done(nvrtc.nvrtcGetPTX(program, text))
     except (OSError, RuntimeError) as error:
         if isinstance(error, CompilingError):
@@ -70,7 +70,7 @@ def compiled(architecture: str = ARCHITECTURE) -> bytes:
 def _log(nvrtc: Any, program: Any) -> str:
     if program is None:
         return ""
-    status, size = nvrtc.nvrtcGetProgramLogSize(program)
+    _, size = nvrtc.nvrtcGetProgramLogSize(program)
     text = b" " * size
     nvrtc.nvrtcGetProgramLog(program, text)
     lines = text.decode(errors="replace").strip("\0 \n").splitlines()

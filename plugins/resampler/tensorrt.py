@@ -1,0 +1,92 @@
+"""The resampler as a TensorRT plugin, for the node ``carcodec::AdaptiveResample``.
+
+Ahead of time: the engine embeds PTX and launch geometry, and running it needs no Python. Just in
+time, where that is not to be had. TensorRT 10.8 and later.
+"""
+
+# TensorRT reads annotations as objects: they must not be put off as strings here.
+
+from typing import Any
+
+from carcodec.plugins.resampler import entry, geometry
+from carcodec.plugins.resampler.compiling import shipped
+
+__all__ = ["NAME", "register"]
+
+NAME = "carcodec::AdaptiveResample"
+_BLOCK = geometry(1, 1, 1)[1]
+
+
+def register(ptx: bytes = b"") -> None:
+    """Tell TensorRT of the plugin; a second time is nothing.
+
+    ``ptx`` stands for the shipped one.
+
+    Raises:
+        ImportError: TensorRT is not installed, or lacks Python plugins.
+    """
+    import tensorrt as trt
+    import tensorrt.plugin as trtp
+
+    if NAME in trtp._lib.QDP_REGISTRY:
+        return
+    code = (ptx or shipped()).decode()
+
+    @trtp.register(NAME)  # type: ignore[untyped-decorator]
+    def describe(
+        image: trtp.TensorDesc, weights: trtp.TensorDesc, offsets: trtp.TensorDesc,
+        scale: int, kernel: int, convex: int,
+    ) -> trtp.TensorDesc:  # fmt: skip
+        small = image.like()
+        small.shape_expr[2] = weights.shape_expr[2]
+        small.shape_expr[3] = weights.shape_expr[3]
+        return small
+
+    @trtp.autotune(NAME)  # type: ignore[untyped-decorator]
+    def combinations(
+        image: trtp.TensorDesc, weights: trtp.TensorDesc, offsets: trtp.TensorDesc,
+        scale: int, kernel: int, convex: int, outputs: tuple[trtp.TensorDesc],
+    ) -> list[trtp.AutoTuneCombination]:  # fmt: skip
+        return [
+            trtp.AutoTuneCombination(", ".join([kind] * 4), "LINEAR") for kind in ("FP32", "FP16")
+        ]
+
+    @trtp.aot_impl(NAME)  # type: ignore[untyped-decorator]
+    def ahead_of_time(
+        image: trtp.TensorDesc, weights: trtp.TensorDesc, offsets: trtp.TensorDesc,
+        scale: int, kernel: int, convex: int, outputs: tuple[trtp.TensorDesc], tactic: int,
+    ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]:  # fmt: skip
+        dtype = "float16" if image.dtype == trt.float16 else "float32"
+        # LR's sides are even in all that carcodec runs; the width is not known before the engine
+        name, pixels = entry(dtype, kernel, 2)
+        count, height, width = (weights.shape_expr[axis] for axis in (0, 2, 3))
+        launch = trtp.KernelLaunchParams()
+        launch.grid_x = trtp.cdiv(width, _BLOCK[0] * pixels)
+        launch.grid_y = trtp.cdiv(height, _BLOCK[1])
+        launch.grid_z = count
+        launch.block_x, launch.block_y, launch.block_z = _BLOCK
+        numbers = (height, width, scale, kernel, convex, 1)
+        extra = trtp.SymIntExprs(len(numbers))
+        for i, number in enumerate(numbers):
+            extra[i] = trtp.SymInt32(number)
+        return name, code, launch, extra
+
+    loaded: list[Any] = []
+
+    @trtp.impl(NAME)  # type: ignore[untyped-decorator]
+    def just_in_time(
+        image: trtp.Tensor, weights: trtp.Tensor, offsets: trtp.Tensor,
+        scale: int, kernel: int, convex: int, outputs: tuple[trtp.Tensor], stream: int,
+    ) -> None:  # fmt: skip
+        from carcodec.plugins.resampler.driver import Kernels, Pointer
+
+        if not loaded:
+            loaded.append(Kernels(code.encode()))
+        dtype = "float16" if image.dtype == trt.float16 else "float32"
+        count, _, height, width = (int(side) for side in weights.shape)
+        name, pixels = entry(dtype, kernel, width)
+        grid, block = geometry(count, height, width, pixels)
+        pointers = [Pointer(tensor.data_ptr) for tensor in (image, weights, offsets)]
+        numbers = [height, width, scale, kernel, convex, 1]
+        last = [Pointer(outputs[0].data_ptr)]
+        loaded[0].launch(name, grid, block, stream, [*pointers, *numbers, *last])
