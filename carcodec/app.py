@@ -40,6 +40,8 @@ app = typer.Typer(
 )
 models_app = typer.Typer(no_args_is_help=True, help="The trained models that are installed.")
 app.add_typer(models_app, name="models")
+engine_app = typer.Typer(no_args_is_help=True, help="What executes the networks.")
+app.add_typer(engine_app, name="engine")
 
 screen = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -314,6 +316,90 @@ def models_show(
     from carcodec import describe
 
     Console(highlight=False).print(Markdown(describe.markdown(card)))
+
+
+@engine_app.command("list")
+def engine_list() -> None:
+    """List the engines: which are installed, which run here, which is taken."""
+    from carcodec import engines
+
+    table = Table("engine", "state", "how to get it")
+    chosen = engines.resolve() if engines.available() else ""
+    for name, (_, extra) in engines.ENGINES.items():
+        state = "runs here" if name in engines.available() else "not installed"
+        if state != "runs here" and not engines.missing(name):
+            state = "installed, no NVIDIA GPU here"
+        how = f'pip install "carcodec[{extra}]"' if extra else "comes with carcodec"
+        table.add_row(name, f"{state}, taken" if name == chosen else state, how)
+    Console(highlight=False).print(table)
+
+
+@engine_app.command("build")
+def engine_build(
+    models: Annotated[list[str], typer.Argument(help="Models whose TensorRT plans to build.")],
+    engine: Annotated[
+        str, typer.Option(help="tensorrt or tensorrt-rtx; the first one installed.")
+    ] = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Build TensorRT plans ahead of their first use, into the user's cache folder."""
+    from carcodec import engines
+
+    if engine == "auto":
+        found = [name for name in engines.ON_GPU if not engines.missing(name)]
+        engine = found[0] if found else engines.ON_GPU[0]
+    if engine not in engines.ON_GPU:
+        raise CarcodecError(
+            f"the engine {engine} needs no building: choose one of {', '.join(engines.ON_GPU)}"
+        )
+    chosen: Any = engines.get(engine)
+    library = chosen.library()
+    from carcodec.engines import plans
+
+    jobs = [(zoo.find(name), side) for name in models for side in ("downscaler", "upscaler")]
+    device = plans.device_name()
+    with _bar("plans", disable=quiet) as bar:
+        task = bar.add_task("", total=len(jobs))
+        for card, side in jobs:
+            bar.update(task, description=f"{engine}: {side} of {card.name}")
+            path = plans.folder() / plans.key(library, card, side, "fp32", device)
+            there = path.exists()
+            plans.plan(library, card, side, "fp32", device)
+            bar.console.print(f"{path}{' was there' if there else ''}", markup=False)
+            bar.advance(task)
+
+
+@engine_app.command("bench")
+def engine_bench(
+    model: str,
+    photo: Annotated[Path, typer.Option(help="What to downscale and restore.")],
+    engine: Annotated[str, typer.Option(help="Engines, with commas. [all that run here]")] = "",
+    threads: Threads = 0,
+) -> None:
+    """Time a model's networks on a photo, engine by engine."""
+    from carcodec import codec, engines, files
+
+    card = zoo.find(model)
+    colour = files.read_photo(str(photo)).colour
+    size = (colour.shape[1], colour.shape[0])
+    table = Table("engine", "downscaler, MP/s", "upscaler, MP/s")
+    for name in _parts(engine) or engines.available():
+        small = codec.downscale(colour, card, name, threads)  # and loads the network
+        actions = (
+            lambda name=name: codec.downscale(colour, card, name, threads),
+            lambda name=name, small=small: codec.upscale(
+                small, size, 8, card, name, threads, quality=50 if card.storage else None,
+                coloured=card.grey and colour.ndim == 3,
+            ),
+        )  # fmt: skip
+        speeds = []
+        for action in actions:
+            action()
+            start = time.perf_counter()
+            action()
+            speeds.append(size[0] * size[1] / 1e6 / (time.perf_counter() - start))
+        table.add_row(name, *(f"{speed:.2f}" for speed in speeds))
+    Console(highlight=False).print(table)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from typing import Any, Protocol
@@ -12,14 +13,21 @@ from numpy.typing import NDArray
 from carcodec.errors import EngineError, MissingDependencyError
 from carcodec.zoo import ModelCard
 
-__all__ = ["ENGINES", "Engine", "Network", "available", "get", "resolve"]
+__all__ = [
+    "ENGINES", "ON_GPU", "Engine", "Network", "available", "get", "has_gpu", "missing", "resolve",
+]  # fmt: skip
 
 # name -> (modules to look for, extra that brings them), in the order "auto" prefers
 ENGINES: dict[str, tuple[tuple[str, ...], str]] = {
+    "tensorrt": (("tensorrt", "cuda.bindings", "onnx"), "tensorrt"),
+    "tensorrt-rtx": (("tensorrt_rtx_bindings", "cuda.bindings", "onnx"), "tensorrt-rtx"),
     "openvino": (("openvino", "onnx"), "openvino"),
     "onnxruntime": (("onnxruntime",), ""),
     "pytorch": (("torch", "onnx"), "torch"),
 }
+
+
+ON_GPU = ("tensorrt", "tensorrt-rtx")
 
 
 class Network(Protocol):
@@ -44,12 +52,35 @@ class Engine(Protocol):
 
 
 def available() -> list[str]:
-    """Names of the engines whose packages are installed, in the order of preference."""
-    return [name for name in ENGINES if not _missing(name)]
+    """Names of the engines that are installed and can run here, in the order of preference."""
+    there = [name for name in ENGINES if not missing(name)]
+    return [name for name in there if name not in ON_GPU or has_gpu()]
 
 
-def _missing(name: str) -> list[str]:
-    return [module for module in ENGINES[name][0] if importlib.util.find_spec(module) is None]
+def missing(name: str) -> list[str]:
+    """Which of an engine's packages are not installed."""
+    return [module for module in ENGINES[name][0] if not _found(module)]
+
+
+def _found(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package that is itself missing
+        return False
+
+
+@functools.cache
+def has_gpu() -> bool:
+    """Whether there is an NVIDIA driver with a GPU, as far as cuda-bindings can tell."""
+    try:
+        from cuda.bindings import driver
+
+        if driver.cuInit(0)[0] != driver.CUresult.CUDA_SUCCESS:
+            return False
+        status, count = driver.cuDeviceGetCount()
+    except (ImportError, RuntimeError):
+        return False
+    return bool(status == driver.CUresult.CUDA_SUCCESS and count > 0)
 
 
 def get(name: str = "auto") -> Engine:
@@ -57,7 +88,8 @@ def get(name: str = "auto") -> Engine:
 
     Raises: as :func:`resolve`.
     """
-    engine: Any = importlib.import_module(f"carcodec.engines.{resolve(name)}")
+    module = resolve(name).replace("-", "_")
+    engine: Any = importlib.import_module(f"carcodec.engines.{module}")
     return engine  # type: ignore[no-any-return]
 
 
@@ -69,6 +101,7 @@ def resolve(name: str = "auto") -> str:
         MissingDependencyError: its package is not installed; names the pip command.
     """
     if name == "auto":
+        # PyTorch last: it is the reference, not the fastest
         usable = [n for n in available() if n != "pytorch"] or available()
         if not usable:
             raise MissingDependencyError(
@@ -77,8 +110,8 @@ def resolve(name: str = "auto") -> str:
         name = usable[0]
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}: choose auto or one of {', '.join(ENGINES)}")
-    if missing := _missing(name):
+    if lacking := missing(name):
         extra = ENGINES[name][1]
-        package = f'"carcodec[{extra}]"' if extra else missing[0]
+        package = f'"carcodec[{extra}]"' if extra else lacking[0]
         raise MissingDependencyError(f"the {name} engine is not installed: pip install {package}")
     return name

@@ -1,0 +1,31 @@
+"""TensorRT, with our CUDA plugin for the resampler."""
+
+from __future__ import annotations
+
+from carcodec.engines import Network, plans
+from carcodec.errors import EngineError
+from carcodec.zoo import ModelCard
+
+__all__ = ["library", "load"]
+
+
+def library() -> plans.Library:
+    """TensorRT, knowing the plugin.
+
+    Raises:
+        EngineError: its libraries are missing or do not load.
+    """
+    try:
+        import tensorrt
+
+        from carcodec.plugins.resampler import tensorrt as plugin
+
+        plugin.register()
+    except (ImportError, OSError, AttributeError) as error:
+        raise EngineError(f"TensorRT cannot be loaded: {error}") from error
+    return plans.Library("tensorrt", tensorrt, plugin=True)
+
+
+def load(card: ModelCard, side: str, threads: int = 0) -> Network:
+    """See :class:`carcodec.engines.Engine`; ``threads`` means nothing to a GPU."""
+    return plans.network(library(), card, side)

@@ -1,0 +1,27 @@
+"""TensorRT for RTX: smaller, builds plans without a GPU, takes no plugins."""
+
+from __future__ import annotations
+
+from carcodec.engines import Network, plans
+from carcodec.errors import EngineError
+from carcodec.zoo import ModelCard
+
+__all__ = ["library", "load"]
+
+
+def library() -> plans.Library:
+    """TensorRT-RTX.
+
+    Raises:
+        EngineError: its libraries are missing or do not load.
+    """
+    try:
+        import tensorrt_rtx_bindings
+    except (ImportError, OSError) as error:
+        raise EngineError(f"TensorRT-RTX cannot be loaded: {error}") from error
+    return plans.Library("tensorrt-rtx", tensorrt_rtx_bindings, plugin=False)
+
+
+def load(card: ModelCard, side: str, threads: int = 0) -> Network:
+    """See :class:`carcodec.engines.Engine`; ``threads`` means nothing to a GPU."""
+    return plans.network(library(), card, side)
