@@ -11,6 +11,7 @@
 // tests/cuda_on_host.hpp stands in for the device.
 
 typedef unsigned short half_bits;
+typedef long long index_t;  // `long` has 32 bits on Windows
 
 #ifndef CARCODEC_HOST
 static __device__ __forceinline__ float from_half(half_bits bits) {
@@ -70,8 +71,8 @@ static __device__ __forceinline__ void resample(
     if (x >= w || y >= h) return;
     const int k = KERNEL ? KERNEL : kernel, taps = k * k;
     const int height = h * scale, width = w * scale;
-    const long plane = static_cast<long>(h) * w, large = static_cast<long>(height) * width;
-    const long here = static_cast<long>(y) * w + x;
+    const index_t plane = static_cast<index_t>(h) * w, large = static_cast<index_t>(height) * width;
+    const index_t here = static_cast<index_t>(y) * w + x;
     const T *weight = weights + blockIdx.z * taps * plane + here;
     const T *across = offsets + blockIdx.z * 2 * taps * plane + here;
     const T *down = across + taps * plane;
@@ -89,7 +90,7 @@ static __device__ __forceinline__ void resample(
     for (int i = 0; i < k; ++i) {
 #pragma unroll 3
         for (int j = 0; j < k; ++j) {
-            const long tap = (i * k + j) * plane;
+            const index_t tap = (i * k + j) * plane;
             float share[PIXELS], right[PIXELS], lower[PIXELS];
             load(weight + tap, share);
             load(across + tap, right);
@@ -106,13 +107,13 @@ static __device__ __forceinline__ void resample(
                     columns[0] = reflected(left, width), columns[1] = reflected(left + 1, width);
                     rows[0] = reflected(top, height), rows[1] = reflected(top + 1, height);
                 }
-                const T *upper = photo + static_cast<long>(rows[0]) * width;
-                const T *under = photo + static_cast<long>(rows[1]) * width;
+                const T *upper = photo + static_cast<index_t>(rows[0]) * width;
+                const T *under = photo + static_cast<index_t>(rows[1]) * width;
                 const float amount = convex ? fmaxf(share[p], 1e-6f) : share[p];
                 total[p] += amount;
 #pragma unroll
                 for (int c = 0; c < 3; ++c) {
-                    const long at = c * large;
+                    const index_t at = c * large;
                     const float u0 = value(upper[at + columns[0]]);
                     const float u1 = value(upper[at + columns[1]]);
                     const float l0 = value(under[at + columns[0]]);
@@ -170,10 +171,10 @@ extern "C" __global__ void carcodec_resample_backward_f32(
     const int y = blockIdx.y * blockDim.y + threadIdx.y;
     if (x >= w || y >= h) return;
     const int k = kernel, taps = k * k, height = h * scale, width = w * scale;
-    const long plane = static_cast<long>(h) * w, large = static_cast<long>(height) * width;
-    const long here = static_cast<long>(y) * w + x;
-    const long heads = blockIdx.z * taps * plane + here;
-    const long moves = blockIdx.z * 2 * taps * plane + here;
+    const index_t plane = static_cast<index_t>(h) * w, large = static_cast<index_t>(height) * width;
+    const index_t here = static_cast<index_t>(y) * w + x;
+    const index_t heads = blockIdx.z * taps * plane + here;
+    const index_t moves = blockIdx.z * 2 * taps * plane + here;
     const float *photo = image + blockIdx.z * 3 * large;
     float *d_photo = d_image + blockIdx.z * 3 * large;
     const int before = -((scale - k) >> 1);
@@ -200,10 +201,10 @@ extern "C" __global__ void carcodec_resample_backward_f32(
             float read = 0, by_a = 0, by_b = 0;  // in the direction of d
             for (int c = 0; c < 3; ++c) {
                 const float *at = photo + c * large;
-                const float u0 = at[static_cast<long>(rows[0]) * width + columns[0]];
-                const float u1 = at[static_cast<long>(rows[0]) * width + columns[1]];
-                const float l0 = at[static_cast<long>(rows[1]) * width + columns[0]];
-                const float l1 = at[static_cast<long>(rows[1]) * width + columns[1]];
+                const float u0 = at[static_cast<index_t>(rows[0]) * width + columns[0]];
+                const float u1 = at[static_cast<index_t>(rows[0]) * width + columns[1]];
+                const float l0 = at[static_cast<index_t>(rows[1]) * width + columns[0]];
+                const float l1 = at[static_cast<index_t>(rows[1]) * width + columns[1]];
                 const float u = u0 + a * (u1 - u0), l = l0 + a * (l1 - l0);
                 const float found = u + b * (l - u);
                 if (!again) {
@@ -226,8 +227,8 @@ extern "C" __global__ void carcodec_resample_backward_f32(
             for (int c = 0; c < 3; ++c) {
                 const float given = d[c] * share;
                 float *at = d_photo + c * large;
-                float *upper = at + static_cast<long>(rows[0]) * width;
-                float *under = at + static_cast<long>(rows[1]) * width;
+                float *upper = at + static_cast<index_t>(rows[0]) * width;
+                float *under = at + static_cast<index_t>(rows[1]) * width;
                 atomicAdd(upper + columns[0], given * (1 - a) * (1 - b));
                 atomicAdd(upper + columns[1], given * a * (1 - b));
                 atomicAdd(under + columns[0], given * (1 - a) * b);
