@@ -37,6 +37,8 @@ whole files at the default effort, from `python benchmarks/results.py`.
 The models for AVIF are at version 2, which goes on from version 1 for AVIF as it is written now
 (`tune=ssim`; version 1 knew libavif's default tuning, whose qualities mean other steps).
 
+car-x3 started from the features of car-x2 and has had a third of its steps.
+
 car-x2 version 3 moves most of the downscaler's work to half of LR resolution (`context`): it
 encodes a quarter faster than version 2 and gives up 0.2 dB.
 
