@@ -15,6 +15,7 @@ _PAPERS = {
     "tad-grey": "H. Kim et al., TAD, ECCV 2018",
     "tau-colour": "H. Kim et al., TAD, ECCV 2018",
     "edsr": "B. Lim et al., EDSR, CVPR workshops 2017",
+    "edsr-published": "B. Lim et al., EDSR, CVPR workshops 2017",
     "vdsr": "J. Kim et al., VDSR, CVPR 2016",
     "cnnsr": "Y. Li et al., CNN-CR, IEEE TIP 2019",
     "srdensenet": "T. Tong et al., SRDenseNet, ICCV 2017",
@@ -25,6 +26,7 @@ _PAPERS = {
 # families → the pair whose published figures stand beside
 _PAIRS = {
     ("car", "edsr"): ("CAR", "EDSR 32×256"),
+    ("car", "edsr-published"): ("CAR", "EDSR 32×256"),
     ("car", "bicubic"): ("CAR", "bicubic"),
     ("rrnet", "edsr"): ("RRNet", "SRNet"),
     ("rrnet", "srnet"): ("RRNet", "SRNet"),

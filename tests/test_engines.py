@@ -92,9 +92,7 @@ def test_threads_do_not_mix_their_pictures(
 
 
 def test_unknown_engine() -> None:
-    with pytest.raises(
-        EngineError, match=r"choose auto or one of tensorrt, .*openvino"
-    ):
+    with pytest.raises(EngineError, match=r"choose auto or one of tensorrt, .*openvino"):
         engines.get("abacus")
 
 

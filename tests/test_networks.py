@@ -24,6 +24,7 @@ SMALL: dict[tuple[str, str], tuple[dict[str, Any], tuple[int, ...]]] = {
     ("upscaler", "tau-colour"): ({"width": 8, "blocks": 1}, (1,)),
     ("upscaler", "srnet"): ({"width": 8, "units": 2}, (2, 3, 4)),
     ("upscaler", "tau"): ({"width": 8, "blocks": 1}, (2, 4)),
+    ("upscaler", "edsr-published"): ({"width": 8, "blocks": 2}, (2, 3, 4)),
     ("upscaler", "vdsr"): ({"width": 8, "layers": 4}, (2, 3, 4)),
     ("upscaler", "cnnsr"): ({"width": 8, "layers": 3}, (2, 3, 4)),
     ("upscaler", "srdensenet"): (
@@ -103,6 +104,9 @@ def count(network: nn.Module) -> int:
     [
         # Y, with a bias for each channel: 64·(20−2)+64+1 more than the 664,704 weights
         (lambda: superres.VDSR(2, 1), 664_704 + 19 * 64 + 1),
+        (lambda: superres.EDSR(2), 40_729_603),
+        (lambda: superres.EDSR(4), 43_089_923),
+        (lambda: superres.EDSR(2, width=64, blocks=16, residual_scale=1), 1_369_859),
         (lambda: superres.RDN(2), 22_123_395),
         (lambda: superres.RDN(3), 22_308_035),
         (lambda: superres.RDN(4), 22_271_107),
@@ -205,7 +209,7 @@ def test_the_last_layers_of_rsrnet_learn_ten_times_slower() -> None:
 @pytest.mark.parametrize(
     ("side", "family", "scale", "options", "words"),
     [
-        ("upscaler", "srcnn", 2, {}, "unknown upscaler family 'srcnn'; known: edsr, srnet"),
+        ("upscaler", "srcnn", 2, {}, "unknown upscaler family 'srcnn'; known: edsr, edsr-pub"),
         ("upscaler", "rdn", 2, {"depth": 3}, "rdn: unknown key 'depth'; known: channels, width"),
         ("upscaler", "rdn", 2, {"width": 3.5}, "rdn: width must be int, not 3.5"),
         ("upscaler", "rdn", 5, {}, "3 or a power of 2, not 5"),

@@ -23,6 +23,7 @@ FAMILIES: dict[str, dict[str, type[nn.Module]]] = {
     },
     "upscaler": {
         "edsr": car.EDSR,
+        "edsr-published": superres.EDSR,
         "srnet": rsrnet.SRNet,
         "tau": tad.TAU,
         "tau-colour": tad.TAUColour,

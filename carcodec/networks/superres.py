@@ -13,9 +13,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from carcodec.networks.blocks import PlaneNetwork, Shortcut, faint
+from carcodec.networks.blocks import PlaneNetwork, ResidualBlock, Shortcut, faint
 
-__all__ = ["CNNSR", "DDBPN", "RCAN", "RDN", "VDSR", "SRDenseNet"]
+__all__ = ["CNNSR", "DDBPN", "EDSR", "RCAN", "RDN", "VDSR", "SRDenseNet"]
 
 
 def _same(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
@@ -36,6 +36,35 @@ def _twos(scale: int) -> int:
     if scale < 2 or scale != 2**steps:
         raise ValueError(f"this network's scale is 3 or a power of 2, not {scale}")
     return steps
+
+
+class EDSR(PlaneNetwork):
+    """Lim et al., "Enhanced deep residual networks for single image super-resolution" (2017).
+
+    As published, 32 blocks of 256 channels or 16 of 64: :class:`carcodec.networks.car.EDSR` is the
+    smaller one of our own models.
+    """
+
+    def __init__(
+        self, scale: int, channels: int = 3, width: int = 256, blocks: int = 32,
+        residual_scale: float = 0.1,
+    ) -> None:  # fmt: skip
+        super().__init__(scale, channels)
+        self.head = _same(channels, width)
+        self.body = _Skipped(
+            *(ResidualBlock(width, nn.ReLU(), residual_scale) for _ in range(blocks)),
+            _same(width, width),
+        )
+        self.enlarge = _enlarging(scale, width)
+        self.image = _same(width, channels)
+
+    @property
+    def halo(self) -> int:
+        return 4 + 2 * len(self.body.inside)
+
+    def core(self, x: Tensor) -> Tensor:
+        found: Tensor = self.image(self.enlarge(self.body(self.head(x - 0.5)))) + 0.5
+        return found
 
 
 class VDSR(PlaneNetwork):
