@@ -21,7 +21,7 @@ def library() -> plans.Library:
         from carcodec.plugins.resampler import tensorrt as plugin
 
         plugin.register()
-    except (ImportError, OSError, AttributeError) as error:
+    except (ImportError, OSError, AttributeError, RuntimeError) as error:
         raise EngineError(f"TensorRT cannot be loaded: {error}") from error
     return plans.Library("tensorrt", tensorrt, plugin=True)
 
