@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import re
-import time
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from carcodec import atomic, codec, describe, engines, zoo
+from carcodec import atomic, describe, engines, evaluate, zoo
 from carcodec.zoo import shelf
 
 ROOT = Path(__file__).parent.parent
@@ -90,24 +89,7 @@ def measure(card: zoo.ModelCard, where: str) -> None:
         part = np.asarray(photo.convert("RGB"))
     image = np.tile(part, (-(-2048 // part.shape[0]), -(-2048 // part.shape[1]), 1))
     image = np.ascontiguousarray(image[:2048, :2048])
-    small = codec.downscale(image, card, threads=2)
-    size, megapixels = (2048, 2048), image.shape[0] * image.shape[1] / 1e6
-
-    def down() -> object:
-        return codec.downscale(image, card, threads=2)
-
-    def up() -> object:
-        quality = 50 if card.storage else None
-        return codec.upscale(small, size, 8, card, threads=2, quality=quality, coloured=card.grey)
-
-    speeds = []
-    for action in (down, up):
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            action()
-            times.append(time.perf_counter() - start)
-        speeds.append(round(megapixels / min(times), 2))
+    speeds = [round(s, 2) for s in evaluate.speeds(image, card, threads=2, repeat=3)]
     line = (
         f'"MP/s" = {{ "encode" = {speeds[0]}, "decode" = {speeds[1]}, '
         f'"on" = "{where}, two threads, {engines.resolve()}" }}\n'

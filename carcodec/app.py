@@ -377,28 +377,15 @@ def engine_bench(
     threads: Threads = 0,
 ) -> None:
     """Time a model's networks on a photo, engine by engine."""
-    from carcodec import codec, engines, files
+    from carcodec import engines, files
+    from carcodec import evaluate as scoring
 
     card = zoo.find(model)
     colour = files.read_photo(str(photo)).colour
-    size = (colour.shape[1], colour.shape[0])
     table = Table("engine", "downscaler, MP/s", "upscaler, MP/s")
     for name in _parts(engine) or engines.available():
-        small = codec.downscale(colour, card, name, threads)  # and loads the network
-        actions = (
-            lambda name=name: codec.downscale(colour, card, name, threads),
-            lambda name=name, small=small: codec.upscale(
-                small, size, 8, card, name, threads, quality=50 if card.storage else None,
-                coloured=card.grey and colour.ndim == 3,
-            ),
-        )  # fmt: skip
-        speeds = []
-        for action in actions:
-            action()
-            start = time.perf_counter()
-            action()
-            speeds.append(size[0] * size[1] / 1e6 / (time.perf_counter() - start))
-        table.add_row(name, *(f"{speed:.2f}" for speed in speeds))
+        found = scoring.speeds(colour, card, name, threads)
+        table.add_row(name, *(f"{speed:.2f}" for speed in found))
     Console(highlight=False).print(table)
 
 

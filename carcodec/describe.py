@@ -56,10 +56,10 @@ def markdown(card: zoo.ModelCard) -> str:
     lines += [f"- paper: {paper}" for paper in known]
     speed = card.measured.get("MP/s")
     if isinstance(speed, dict):
-        lines.append(
-            f"- speed: encodes {speed['encode']:.2f} and decodes {speed['decode']:.2f} HR "
-            f"megapixels per second, networks alone ({speed['on']})"
-        )
+        both = f"encodes {speed['encode']:.2f} and decodes {speed['decode']:.2f}"
+        if card.downscaler.family == "none":  # nothing to time
+            both = f"decodes {speed['decode']:.2f}"
+        lines.append(f"- speed: {both} HR megapixels per second, networks alone ({speed['on']})")
     if training:
         lines += [
             f"- data: {training['data']}",

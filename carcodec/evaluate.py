@@ -19,14 +19,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from carcodec import codec, metrics, resize, zoo
+from carcodec import codec, metrics, pixels, resize, zoo
 from carcodec.compare.run import cache_folder, fingerprint, keep, load, paths, recall
 from carcodec.errors import CarcodecError, CompareError, ModelNotFoundError
 
 __all__ = [
-    "BITS",
-    "FIGURES", "PROTOCOLS", "Published", "Row", "System", "as_csv", "as_json", "beside",
-    "evaluate", "markdown", "published", "sources", "system", "systems", "table", "tables",
+    "BITS", "FIGURES", "PROTOCOLS", "Published", "Row", "System", "as_csv", "as_json", "beside",
+    "evaluate", "markdown", "published", "sources", "speeds", "system", "systems", "table",
+    "tables",
 ]  # fmt: skip
 
 Pixels = NDArray[np.uint8]
@@ -141,6 +141,42 @@ def _resizer(name: str, kernel: str, scale: int) -> System:
     return System(name, scale, run, f"resize 1 {kernel}", plain)
 
 
+def speeds(
+    image: pixels.Plane,
+    card: zoo.ModelCard,
+    engine: str = "auto",
+    threads: int = 0,
+    repeat: int = 1,
+) -> tuple[float, float]:
+    """HR megapixels per second of the downscaler and the upscaler on a picture, tiles included.
+
+    Each runs once before, which loads it, and then ``repeat`` times, of which the best counts.
+    """
+    size = (image.shape[1], image.shape[0])
+    small = codec.downscale(image, card, engine, threads)
+    quality = 50 if card.storage else None
+    coloured = card.grey and image.ndim == 3
+
+    def down() -> object:
+        return codec.downscale(image, card, engine, threads)
+
+    def up() -> object:
+        return codec.upscale(
+            small, size, 8, card, engine, threads, quality=quality, coloured=coloured
+        )
+
+    up()
+    found = []
+    for action in (down, up):
+        times = []
+        for _ in range(repeat):
+            start = time.perf_counter()
+            action()
+            times.append(time.perf_counter() - start)
+        found.append(size[0] * size[1] / 1e6 / min(times))
+    return found[0], found[1]
+
+
 def evaluate(
     folders: Sequence[str | Path],
     names: Sequence[str] = (),
@@ -248,17 +284,17 @@ def _measured(one: System, image: Pixels, protocol: Protocol) -> dict[str, float
             pair = original, _rounded(resize.imresize(lr, (width, height)))
         else:
             pair = original, _rounded(pair[1])
-    small_pixels, pixels = small.shape[0] * small.shape[1], height * width
+    small_area, area = small.shape[0] * small.shape[1], height * width
     lossless = imagecodecs.jpeg2k_encode(small, level=0, reversible=True, codecformat="j2k")
     xl = imagecodecs.jpegxl_encode(small, lossless=True, effort=6, usecontainer=False, numthreads=1)
     return {
         "psnr_y": metrics.psnr(*pair, border=scale),
         "ssim_y": metrics.ssim(*pair, border=scale),
         "psnr_rgb": metrics.psnr(image, restored),
-        "jpegls": 8 * len(imagecodecs.jpegls_encode(small)) / small_pixels,
-        "jpeg2000": 8 * len(lossless) / small_pixels,
-        "jpegxl": 8 * len(xl) / pixels,
-        "seconds": seconds / (pixels / 1e6),
+        "jpegls": 8 * len(imagecodecs.jpegls_encode(small)) / small_area,
+        "jpeg2000": 8 * len(lossless) / small_area,
+        "jpegxl": 8 * len(xl) / area,
+        "seconds": seconds / (area / 1e6),
     }
 
 

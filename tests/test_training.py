@@ -94,6 +94,17 @@ def recipe(path: Path, **changes: object) -> Path:
     return path
 
 
+def trained(path: Path, data: Path, steps: int = 60) -> tuple[loop._Trainer, float]:
+    """A trainer after some steps of a recipe file, and what it gained in validation, dB."""
+    trainer = loop._Trainer(load_recipe(path), data, torch.device("cpu"))
+    before = trainer.validate()
+    for _ in range(steps):
+        trainer.minutes += 1 / steps
+        loss, _ = trainer.update(1.0)
+        assert torch.isfinite(loss)
+    return trainer, trainer.validate() - before
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -109,14 +120,8 @@ def test_a_short_run_learns_exports_and_encodes(
     changes: dict[str, object], tmp_path: Path, data: Path,
     photo: Image.Image, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    loaded = load_recipe(recipe(tmp_path, **changes))
-    trainer = loop._Trainer(loaded, data, torch.device("cpu"))
-    before = trainer.validate()
-    for _ in range(60):
-        trainer.minutes += 1 / 60
-        loss, _ = trainer.update(1.0)
-        assert torch.isfinite(loss)
-    assert trainer.validate() > before + 0.05
+    trainer, gain = trained(recipe(tmp_path, **changes), data)
+    assert gain > 0.05
     trainer.save(tmp_path / "run" / "checkpoint.pt")
 
     card = export(tmp_path / "run" / "checkpoint.pt", tmp_path / "models", data="test photos")
@@ -181,12 +186,8 @@ def test_the_papers_pairs_train_export_and_encode(
         f'name = "pair"\nscale = {scale}\n[downscaler]\n{down}\n[upscaler]\n{up}\n'
         f'[training]\nbatch = 4\npatch = 48\nloss = "l1"\nlearning_rate = 2e-3\n{training}\n'
     )
-    trainer = loop._Trainer(load_recipe(path), data, torch.device("cpu"))
-    before = trainer.validate()
-    for _ in range(60):
-        trainer.minutes += 1 / 60
-        trainer.update(1.0)
-    assert trainer.validate() > before
+    trainer, gain = trained(path, data)
+    assert gain > 0
     trainer.save(tmp_path / "run" / "checkpoint.pt")
     export(tmp_path / "run" / "checkpoint.pt", tmp_path / "models")
     monkeypatch.setenv(zoo.MODELS_VARIABLE, str(tmp_path / "models"))
@@ -214,12 +215,8 @@ def test_colour_is_stored_as_grey(
         '[upscaler]\nfamily = "tau-colour"\nwidth = 8\nblocks = 1\n'
         "[training]\nbatch = 4\npatch = 32\nlearning_rate = 4e-3\nguide = 5.0\n"
     )
-    trainer = loop._Trainer(load_recipe(path), data, torch.device("cpu"))
-    before = trainer.validate()
-    for _ in range(60):
-        trainer.minutes += 1 / 60
-        trainer.update(1.0)
-    assert trainer.validate() > before
+    trainer, gain = trained(path, data)
+    assert gain > 0
     trainer.save(tmp_path / "run" / "checkpoint.pt")
     card = zoo.load_card(export(tmp_path / "run" / "checkpoint.pt", tmp_path / "models"))
     monkeypatch.setenv(zoo.MODELS_VARIABLE, str(tmp_path / "models"))
@@ -319,12 +316,8 @@ def test_scale_one_restores_what_storage_lost(
 ) -> None:
     changes: dict[str, object] = {"scale": 1, "family": "none", "codec": "jpeg2000"}
     changes |= {"conditioned": "true", "stride": stride}
-    trainer = loop._Trainer(load_recipe(recipe(tmp_path, **changes)), data, torch.device("cpu"))
-    before = trainer.validate()
-    for _ in range(60):
-        trainer.minutes += 1 / 60
-        trainer.update(1.0)
-    assert trainer.validate() > before
+    trainer, gain = trained(recipe(tmp_path, **changes), data)
+    assert gain > 0
     trainer.save(tmp_path / "run" / "checkpoint.pt")
     export(tmp_path / "run" / "checkpoint.pt", tmp_path / "models")
     monkeypatch.setenv(zoo.MODELS_VARIABLE, str(tmp_path / "models"))
@@ -581,13 +574,9 @@ def test_two_processes_train_one_model(tmp_path: Path, data: Path) -> None:
 def test_half_precision_trains(tmp_path: Path, data: Path) -> None:
     path = recipe(tmp_path, cell=1, loss="mse")
     path.write_text(path.read_text() + "fp16 = true\n")
-    trainer = loop._Trainer(load_recipe(path), data, torch.device("cpu"))
-    before = trainer.validate()
-    for _ in range(40):
-        trainer.minutes += 1 / 40
-        trainer.update(1.0)
+    trainer, gain = trained(path, data, 40)
     assert trainer.precision == torch.float16 and trainer.scaler.get_scale() > 1
-    assert trainer.validate() > before
+    assert gain > 0
     trainer.save(tmp_path / "checkpoint.pt")
     other = loop._Trainer(load_recipe(path), data, torch.device("cpu"))
     other.restore(tmp_path / "checkpoint.pt")

@@ -17,6 +17,7 @@ __all__ = [
     "Shortcut",
     "bicubic_kernel",
     "bicubic_phases",
+    "doublings",
     "edges",
     "faint",
 ]
@@ -79,6 +80,18 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.residual(x)
+
+
+def doublings(scale: int, rule: str) -> int:
+    """How often ×2 makes ``scale``.
+
+    Raises:
+        ValueError: it is no power of 2; ``rule`` says what it must be.
+    """
+    steps = scale.bit_length() - 1
+    if scale < 2 or scale != 2**steps:
+        raise ValueError(f"{rule}, not {scale}")
+    return steps
 
 
 def faint(convolution: nn.Conv2d, share: float = 0.1) -> nn.Conv2d:

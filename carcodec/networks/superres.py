@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from carcodec.networks.blocks import PlaneNetwork, ResidualBlock, Shortcut, faint
+from carcodec.networks.blocks import PlaneNetwork, ResidualBlock, Shortcut, doublings, faint
 
 __all__ = ["CNNSR", "DDBPN", "EDSR", "RCAN", "RDN", "VDSR", "SRDenseNet"]
 
@@ -32,10 +32,7 @@ def _enlarging(scale: int, width: int) -> nn.Sequential:
 
 
 def _twos(scale: int) -> int:
-    steps = scale.bit_length() - 1
-    if scale < 2 or scale != 2**steps:
-        raise ValueError(f"this network's scale is 3 or a power of 2, not {scale}")
-    return steps
+    return doublings(scale, "this network's scale is 3 or a power of 2")
 
 
 class EDSR(PlaneNetwork):

@@ -10,7 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from carcodec.networks.blocks import FirstPlane, Luma, PlaneNetwork, Reduction, ResidualBlock, faint
+from carcodec.networks.blocks import (
+    FirstPlane,
+    Luma,
+    PlaneNetwork,
+    Reduction,
+    ResidualBlock,
+    doublings,
+    faint,
+)
 
 __all__ = ["TAD", "TAU", "TADGrey", "TAUColour"]
 
@@ -31,10 +39,7 @@ class _Body(nn.Module):
 
 
 def _steps(scale: int) -> int:
-    steps = scale.bit_length() - 1
-    if scale < 2 or scale != 2**steps:
-        raise ValueError(f"TAD halves: its scale is a power of 2, not {scale}")
-    return steps
+    return doublings(scale, "TAD halves: its scale is a power of 2")
 
 
 class TAD(PlaneNetwork):

@@ -427,7 +427,7 @@ def train(
     checkpoint's averaged weights, or the weights of a model, given by its folder or its name.
 
     Returns:
-        The final validation RGB PSNR in dB.
+        The final validation RGB PSNR in dB; NaN on any but the first of several processes.
 
     Raises:
         TrainingError: a run is in the way and ``resume`` is not set, or the loss diverged.
@@ -472,6 +472,8 @@ def train(
             if now - saved >= checkpoint_every or finished:
                 trainer.save(checkpoint)
                 saved = now
+        if not world.first:
+            return math.nan
         return trainer.validate() if psnr is None else psnr
     finally:
         world.leave()
