@@ -354,10 +354,10 @@ def engine_build(
         )
     chosen: Any = engines.get(engine)
     library = chosen.library()
-    from carcodec.engines import plans
+    from carcodec.engines import plans, session
 
     jobs = [(zoo.find(name), side) for name in models for side in ("downscaler", "upscaler")]
-    device = plans.device_name()
+    device = session.device_name()
     with _bar("plans", disable=quiet) as bar:
         task = bar.add_task("", total=len(jobs))
         for card, side in jobs:

@@ -6,7 +6,7 @@ photo ← pixels ← upscaler   ← LR ← storage codec ← container ← bytes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -312,7 +312,7 @@ def downscale(
     # gathers grows with the scale.
     window = tile or max(64, card.downscaler.halo * (16 if scale <= 2 else 12))
     tiling.run(
-        _network(card, "downscaler", engine, threads),
+        _over(card, "downscaler", engine, threads),
         padded,
         _multiple(card.downscaler.halo),
         _multiple(max(window, 2 * card.downscaler.halo + 4)),
@@ -345,8 +345,7 @@ def upscale(
         progress(1.0)
         return _enlarged(small, size, bits, card.scale)
     width, height = size
-    network = _network(card, "upscaler", engine, threads)
-    share = 1.0 if quality is None else quality / 100
+    network = _over(card, "upscaler", engine, threads, 1.0 if quality is None else quality / 100)
     stride = int(card.upscaler.options.get("stride", 1))
     padded = (_multiple(small.shape[1], stride), _multiple(small.shape[0], stride))
     peak = np.float32(65535 if bits == 16 else 255)
@@ -367,7 +366,7 @@ def upscale(
         target[...] = levels.transpose(1, 2, 0) if target.ndim == 3 else levels[0]
 
     tiling.run(
-        lambda block: network(block, share),
+        network,
         padded,
         card.upscaler.halo,
         _multiple(max(tile or 512, 2 * card.upscaler.halo + 1), stride),
@@ -467,6 +466,16 @@ def _network_input(part: NDArray[Any], peak: np.float32) -> NDArray[np.float32]:
     scaled = planes.astype(np.float32)
     scaled /= peak
     return scaled[None] if len(scaled) == 3 else np.repeat(scaled[None], 3, 1)
+
+
+def _over(
+    card: zoo.ModelCard, side: str, engine: str, threads: int, quality: float = 1.0
+) -> Callable[[Iterator[tiling.Block]], Iterator[tiling.Block]]:
+    """The network, over tile after tile."""
+    from carcodec import engines
+
+    network = _network(card, side, engine, threads)
+    return lambda tiles: engines.over(network, tiles, quality)
 
 
 def _network(card: zoo.ModelCard, side: str, engine: str, threads: int) -> Any:

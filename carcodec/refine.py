@@ -78,7 +78,7 @@ def refine(
         refined[rows, columns] = np.rint(block * 255).astype(np.uint8).transpose(1, 2, 0)
 
     size = (small.shape[1], small.shape[0])
-    tiling.run(lambda block: block, size, halo, max(_WINDOW, 2 * halo + 8), improve, write)
+    tiling.run(lambda tiles: tiles, size, halo, max(_WINDOW, 2 * halo + 8), improve, write)
     return refined
 
 

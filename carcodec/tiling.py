@@ -7,7 +7,7 @@ those at the border touch it, so that the network pads there as it would in one 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,13 @@ Block = NDArray[np.float32]
 Span = tuple[int, int, int, int]
 
 
+_GRAIN = 16  # windows are multiples of it, so that photos of like sizes share their shape
+
+
 def spans(length: int, window: int, halo: int) -> list[Span]:
-    """Cover ``range(length)`` with windows of equal size.
+    """Cover ``range(length)`` with the fewest windows of equal size, at most ``window``.
+
+    They are as small as their number allows: what they repeat beyond the halo is wasted.
 
     Returns:
         ``(start, stop, keep_start, keep_stop)`` each: read start…stop, keep keep_start…keep_stop.
@@ -31,6 +36,9 @@ def spans(length: int, window: int, halo: int) -> list[Span]:
         raise ValueError(f"a window of {window} is too small for a halo of {halo}")
     if length <= window:
         return [(0, length, 0, length)]
+    count = -(-(length - 2 * halo) // (window - 2 * halo))
+    least = -(-(length + 2 * halo * (count - 1)) // count)
+    window = min(window, -(-least // _GRAIN) * _GRAIN)
     found: list[Span] = []
     kept = 0
     while kept < length:
@@ -43,7 +51,7 @@ def spans(length: int, window: int, halo: int) -> list[Span]:
 
 
 def run(
-    network: Callable[[Block], Block],
+    network: Callable[[Iterator[Block]], Iterator[Block]],
     size: tuple[int, int],
     halo: int,
     window: int,
@@ -56,26 +64,28 @@ def run(
 ) -> None:
     """Run ``network`` over an image of ``size`` (width, height).
 
-    ``size``, ``halo`` and ``window`` count LR pixels. ``read(rows, columns)`` gives the network's
-    input ``(1, 3, h, w)`` and ``write(rows, columns, block)`` takes its output, ``(3, h, w)``;
-    slices count LR pixels times ``read_scale`` or ``write_scale``. ``progress`` hears the finished
-    share after each tile.
+    ``network`` takes the tiles as it needs them, several ahead if it likes, and gives results in
+    their order. ``size``, ``halo`` and ``window`` count LR pixels. ``read(rows, columns)`` gives
+    the network's input ``(1, 3, h, w)`` and ``write(rows, columns, block)`` takes its output,
+    ``(3, h, w)``; slices count LR pixels times ``read_scale`` or ``write_scale``. ``progress``
+    hears the finished share after each tile.
     """
     across, down = spans(size[0], window, halo), spans(size[1], window, halo)
-    done = 0
-    for top, bottom, first_row, last_row in down:
-        for left, right, first_column, last_column in across:
-            rows = slice(top * read_scale, bottom * read_scale)
-            columns = slice(left * read_scale, right * read_scale)
-            result = network(read(rows, columns))[0]
-            s = write_scale
-            kept = result[
-                :,
-                (first_row - top) * s : (last_row - top) * s,
-                (first_column - left) * s : (last_column - left) * s,
-            ]
-            write(
-                slice(first_row * s, last_row * s), slice(first_column * s, last_column * s), kept
-            )
-            done += 1
-            progress(done / (len(across) * len(down)))
+    tiles = [(row, column) for row in down for column in across]
+
+    def part(span: Span, scale: int) -> slice:
+        return slice(span[0] * scale, span[1] * scale)
+
+    taken = (read(part(row, read_scale), part(column, read_scale)) for row, column in tiles)
+    s = write_scale
+    for done, ((row, column), result) in enumerate(zip(tiles, network(taken), strict=True), 1):
+        (top, _, first_row, last_row), (left, _, first_column, last_column) = row, column
+        kept = result[
+            0,
+            :,
+            (first_row - top) * s : (last_row - top) * s,
+            (first_column - left) * s : (last_column - left) * s,
+        ]
+        rows = slice(first_row * s, last_row * s)
+        write(rows, slice(first_column * s, last_column * s), kept)
+        progress(done / len(tiles))

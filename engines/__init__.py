@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,8 @@ from carcodec.errors import EngineError, MissingDependencyError
 from carcodec.zoo import ModelCard
 
 __all__ = [
-    "ENGINES", "ON_GPU", "Engine", "Network", "available", "get", "has_gpu", "missing", "resolve",
+    "ENGINES", "ON_GPU", "Engine", "Network", "Pipelined", "available", "get", "has_gpu",
+    "missing", "over", "resolve",
 ]  # fmt: skip
 
 # name -> (modules to look for, extra that brings them), in the order "auto" prefers
@@ -38,6 +40,26 @@ class Network(Protocol):
     """
 
     def __call__(self, image: NDArray[np.float32], quality: float = 1.0) -> NDArray[np.float32]: ...
+
+
+@runtime_checkable
+class Pipelined(Protocol):
+    """A network that is faster with several tiles on their way at once."""
+
+    def stream(
+        self, tiles: Iterable[NDArray[np.float32]], quality: float = 1.0
+    ) -> Iterator[NDArray[np.float32]]:
+        """Results in order; takes tiles ahead of what it has given back."""
+        ...
+
+
+def over(
+    network: Network, tiles: Iterable[NDArray[np.float32]], quality: float = 1.0
+) -> Iterator[NDArray[np.float32]]:
+    """The network's results for ``tiles``, in order."""
+    if isinstance(network, Pipelined):
+        return network.stream(tiles, quality)
+    return (network(tile, quality) for tile in tiles)
 
 
 class Engine(Protocol):

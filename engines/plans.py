@@ -1,35 +1,39 @@
-"""TensorRT plans: built from a model's ONNX file, kept in the user's cache, run on a GPU.
+"""TensorRT plans: built from a model's ONNX file, kept in the user's cache.
 
 What :mod:`carcodec.engines.tensorrt` and :mod:`carcodec.engines.tensorrt_rtx` share; the two
-libraries have one interface.
+libraries have one interface. :mod:`carcodec.engines.session` runs them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, inliner, numpy_helper
 
 from carcodec import atomic
-from carcodec.engines import Network
 from carcodec.errors import EngineError
 from carcodec.zoo import ModelCard
 
 __all__ = [
-    "Library", "Profile", "build", "device_name", "folder", "graph", "halved", "key", "network",
+    "Library", "PlanRefusedError", "Profile", "batch", "build", "folder", "graph", "halved", "key",
     "plan", "profile",
 ]  # fmt: skip
 
 Profile = tuple[int, int, int]  # least, usual and largest side of the network's input
 RESAMPLER = "AdaptiveResample"
+_BATCH_PIXELS = 2**22  # HR pixels that go through a network at once, if there are tiles enough,
+_BATCH = 8  # but no more tiles than this
+
+
+class PlanRefusedError(EngineError):
+    """A plan does not compute what the network does."""
 
 
 class Library:
@@ -39,10 +43,11 @@ class Library:
         name: the engine's.
         module: the package, imported.
         plugin: whether it takes our CUDA kernel for the resampler; else the function is inlined.
+        timing: whether building times kernels, which a timing cache saves the next time.
     """
 
-    def __init__(self, name: str, module: Any, plugin: bool) -> None:
-        self.name, self.module, self.plugin = name, module, plugin
+    def __init__(self, name: str, module: Any, plugin: bool, timing: bool) -> None:
+        self.name, self.module, self.plugin, self.timing = name, module, plugin, timing
         self.logger = module.Logger(module.Logger.ERROR)
 
     @property
@@ -67,11 +72,20 @@ def profile(card: ModelCard, side: str) -> Profile:
     return 4 * scale, usual * scale, usual * scale
 
 
+def batch(card: ModelCard, side: str, plugin: bool) -> int:
+    """How many tiles a plan takes at once."""
+    if side == "downscaler" and card.downscaler.family == "car" and not plugin:
+        return 1  # the resampler's function is written for one photo
+    usual = profile(card, side)[1] * (card.scale if side == "upscaler" else 1)
+    return int(min(max(1, _BATCH_PIXELS // usual**2), _BATCH))
+
+
 def graph(card: ModelCard, side: str, plugin: bool, half: bool = False) -> onnx.ModelProto:
     """The ONNX graph that a parser is handed.
 
     With ``plugin`` the resampler's node loses its local function, so that the parser finds our
-    plugin; without, the function is inlined. ``half`` turns an upscaler to float16.
+    plugin; without, the function is inlined. ``half`` turns an upscaler to float16. Images come in
+    batches wherever :func:`batch` is more than 1.
     """
     model = onnx.load_model_from_string(card.weights(getattr(card, side)))
     if plugin:
@@ -82,6 +96,10 @@ def graph(card: ModelCard, side: str, plugin: bool, half: bool = False) -> onnx.
                 node.attribute.append(helper.make_attribute("plugin_version", "1"))
     elif model.functions:
         model = inliner.inline_local_functions(model)
+    if batch(card, side, plugin) > 1:
+        for value in (*model.graph.input, *model.graph.output):
+            if len(value.type.tensor_type.shape.dim) == 4:
+                value.type.tensor_type.shape.dim[0].dim_param = "n"
     return halved(model) if half and side == "upscaler" else model
 
 
@@ -119,14 +137,18 @@ def key(library: Library, card: ModelCard, side: str, precision: str, device: st
     """What a plan is good for; another of any of it needs another plan."""
     parts = [
         library.name, library.version, card.digest, side, precision, device, profile(card, side),
-        library.plugin,
+        batch(card, side, library.plugin), library.plugin,
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
     return f"{card.name}-v{card.version}-{side}-{precision}-{digest}.plan"
 
 
-def build(library: Library, card: ModelCard, side: str, precision: str = "fp32") -> bytes:
+def build(
+    library: Library, card: ModelCard, side: str, precision: str = "fp32", device: str = ""
+) -> bytes:
     """Build a plan for every tile size of the codec.
+
+    What was timed for one plan is not timed again for the next: see :func:`_timings`.
 
     Raises:
         EngineError: the parser or the builder refused; says the first reason.
@@ -142,141 +164,64 @@ def build(library: Library, card: ModelCard, side: str, precision: str = "fp32")
     configuration = builder.create_builder_config()
     optimisation = builder.create_optimization_profile()
     image = description.get_input(0).name
-    optimisation.set_shape(image, *((1, 3, s, s) for s in profile(card, side)))
+    least, usual, most = profile(card, side)
+    count = batch(card, side, library.plugin)
+    optimisation.set_shape(
+        image, (1, 3, least, least), (count, 3, usual, usual), (count, 3, most, most)
+    )
     for i in range(1, description.num_inputs):
         optimisation.set_shape(description.get_input(i).name, (1,), (1,), (1,))
     configuration.add_optimization_profile(optimisation)
+    kept = _timings(library, device)
+    if library.timing:
+        timed = kept.read_bytes() if kept.exists() else b""
+        configuration.set_timing_cache(configuration.create_timing_cache(timed), False)
     plan = builder.build_serialized_network(description, configuration)
     if plan is None:
         raise EngineError(f"{library.name} cannot build the {side} of {card.name}")
+    if library.timing:
+        with contextlib.suppress(OSError):  # it only saves time
+            atomic.write(kept, bytes(memoryview(configuration.get_timing_cache().serialize())))
     return bytes(memoryview(plan))
+
+
+def _timings(library: Library, device: str) -> Path:
+    """Where the builder's timings are kept, for one TensorRT on one GPU."""
+    parts = json.dumps([library.name, library.version, device])
+    return folder() / f"{library.name}-{hashlib.sha256(parts.encode()).hexdigest()[:20]}.timings"
 
 
 def plan(
     library: Library, card: ModelCard, side: str, precision: str, device: str,
     building: Callable[[], None] = lambda: None,
+    refusal: Callable[[bytes], str] = lambda data: "",
 ) -> bytes:  # fmt: skip
-    """The plan from the cache, or a new one that is kept there, of which ``building`` hears."""
+    """The plan from the cache, or a new one that is kept there, of which ``building`` hears.
+
+    ``refusal`` says what is wrong with a new plan, "" for nothing; the verdict is kept, too.
+
+    Raises:
+        PlanRefusedError: so it said, now or earlier.
+        EngineError: it cannot be built or kept.
+    """
     path = folder() / key(library, card, side, precision, device)
+    verdict = path.with_suffix(".refused")
     try:
         return path.read_bytes()
     except OSError:
+        if verdict.exists():
+            raise PlanRefusedError(verdict.read_text("utf-8")) from None
         building()
-    data = build(library, card, side, precision)
+    data = build(library, card, side, precision, device)
+    reason = refusal(data)
+    if reason:
+        reason = f"{library.name} {precision}, the {side} of {card.name}: {reason}"
     try:
-        atomic.write(path, data)
+        atomic.write(verdict if reason else path, reason.encode() or data)
     except OSError as error:
         raise EngineError(
             f"the plan cannot be kept in {path.parent}: {error.strerror}; free some space there"
         ) from error
+    if reason:
+        raise PlanRefusedError(reason)
     return data
-
-
-class _Device:
-    """The first GPU: its name, its primary context, memory and a stream."""
-
-    def __init__(self) -> None:
-        from cuda.bindings import driver
-
-        self.driver: Any = driver
-        try:
-            self.done(driver.cuInit(0))
-            self.handle = self.done(driver.cuDeviceGet(0))
-            self.context = self.done(driver.cuDevicePrimaryCtxRetain(self.handle))
-        except RuntimeError as error:
-            raise EngineError(f"there is no NVIDIA GPU to run on: {error}") from error
-        name: bytes = self.done(driver.cuDeviceGetName(100, self.handle))
-        self.name: str = name.split(b"\0")[0].decode()
-
-    def done(self, result: tuple[Any, ...]) -> Any:
-        status, *rest = result
-        if status != self.driver.CUresult.CUDA_SUCCESS:
-            raise EngineError(f"the NVIDIA driver failed: {status.name}")
-        return rest[0] if rest else None
-
-    def enter(self) -> None:
-        """Make the context that of this thread."""
-        self.done(self.driver.cuCtxSetCurrent(self.context))
-
-
-class _Session:
-    """A plan, loaded; one caller at a time."""
-
-    def __init__(self, library: Library, device: _Device, data: bytes) -> None:
-        self.device, self.lock = device, threading.Lock()
-        device.enter()
-        self.runtime = library.module.Runtime(library.logger)
-        self.engine = self.runtime.deserialize_cuda_engine(data)
-        self.context = self.engine and self.engine.create_execution_context()
-        if self.context is None:
-            raise EngineError(f"{library.name} cannot load its plan on {device.name}")
-        kinds = library.module.TensorIOMode
-        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
-        modes = {name: self.engine.get_tensor_mode(name) for name in names}
-        self.inputs = [name for name in names if modes[name] == kinds.INPUT]
-        (self.output,) = (name for name in names if modes[name] == kinds.OUTPUT)
-        self.stream = device.done(device.driver.cuStreamCreate(0))
-        self.memory: dict[str, tuple[Any, int]] = {}
-
-    def _room(self, name: str, size: int) -> Any:
-        address, have = self.memory.get(name, (None, 0))
-        if have < size:
-            driver = self.device.driver
-            if address is not None:
-                self.device.done(driver.cuMemFree(address))
-            address = self.device.done(driver.cuMemAlloc(size))
-            self.memory[name] = (address, size)
-        self.context.set_tensor_address(name, int(address))
-        return address
-
-    def run(self, given: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        driver, done = self.device.driver, self.device.done
-        with self.lock:
-            self.device.enter()
-            for name in self.inputs:
-                array = np.ascontiguousarray(given[name], np.float32)
-                address = self._room(name, array.nbytes)
-                copy = driver.cuMemcpyHtoDAsync(
-                    address, array.ctypes.data, array.nbytes, self.stream
-                )
-                done(copy)
-                if not self.context.set_input_shape(name, array.shape):
-                    raise EngineError(f"a tile of {array.shape} is outside the plan's profile")
-            result = np.empty(tuple(self.context.get_tensor_shape(self.output)), np.float32)
-            address = self._room(self.output, result.nbytes)
-            if not self.context.execute_async_v3(int(self.stream)):
-                raise EngineError("TensorRT failed to run the network")
-            done(driver.cuMemcpyDtoHAsync(result.ctypes.data, address, result.nbytes, self.stream))
-            done(driver.cuStreamSynchronize(self.stream))
-            return result
-
-
-_DEVICE: list[_Device] = []
-
-
-def device_name() -> str:
-    """The GPU's name, which plans are kept under; "" without one."""
-    if not _DEVICE:
-        try:
-            _DEVICE.append(_Device())
-        except EngineError:
-            return ""
-    return _DEVICE[0].name
-
-
-def network(library: Library, card: ModelCard, side: str) -> Network:
-    """A network that runs on the GPU; its plan is built where the cache has none.
-
-    Raises:
-        EngineError: no GPU, or TensorRT refused.
-    """
-    if not _DEVICE:
-        _DEVICE.append(_Device())
-    data = plan(library, card, side, "fp32", _DEVICE[0].name)
-    session = _Session(library, _DEVICE[0], data)
-    source = session.inputs[0]
-
-    def run(image: NDArray[np.float32], quality: float = 1.0) -> NDArray[np.float32]:
-        return session.run({source: image, "quality": np.array([quality], np.float32)})
-
-    return run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from carcodec.engines import Network, plans
+from carcodec.engines import plans, session
 from carcodec.errors import EngineError
 from carcodec.zoo import ModelCard
 
@@ -23,9 +23,9 @@ def library() -> plans.Library:
         plugin.register()
     except (ImportError, OSError, AttributeError, RuntimeError) as error:
         raise EngineError(f"TensorRT cannot be loaded: {error}") from error
-    return plans.Library("tensorrt", tensorrt, plugin=True)
+    return plans.Library("tensorrt", tensorrt, plugin=True, timing=True)
 
 
-def load(card: ModelCard, side: str, threads: int = 0) -> Network:
+def load(card: ModelCard, side: str, threads: int = 0) -> session.Session:
     """See :class:`carcodec.engines.Engine`; ``threads`` means nothing to a GPU."""
-    return plans.network(library(), card, side)
+    return session.network(library(), card, side)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from carcodec.engines import Network, plans
+from carcodec.engines import plans, session
 from carcodec.errors import EngineError
 from carcodec.zoo import ModelCard
 
@@ -19,9 +19,9 @@ def library() -> plans.Library:
         import tensorrt_rtx_bindings
     except (ImportError, OSError) as error:
         raise EngineError(f"TensorRT-RTX cannot be loaded: {error}") from error
-    return plans.Library("tensorrt-rtx", tensorrt_rtx_bindings, plugin=False)
+    return plans.Library("tensorrt-rtx", tensorrt_rtx_bindings, plugin=False, timing=False)
 
 
-def load(card: ModelCard, side: str, threads: int = 0) -> Network:
+def load(card: ModelCard, side: str, threads: int = 0) -> session.Session:
     """See :class:`carcodec.engines.Engine`; ``threads`` means nothing to a GPU."""
-    return plans.network(library(), card, side)
+    return session.network(library(), card, side)

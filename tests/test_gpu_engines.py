@@ -49,6 +49,33 @@ def test_the_plain_graph_is_the_same_network() -> None:
     assert (results[0] == results[1]).mean() > 0.999
 
 
+@pytest.mark.parametrize("name", ["car-x2-avif", "car-x1-avif", "car-x4"])
+def test_batches_are_their_images(name: str) -> None:
+    card = zoo.find(name)
+    images = np.random.default_rng(2).random((3, 3, 32, 48), np.float32)
+    assert plans.batch(card, "upscaler", False) == {"car-x4": 1}.get(name, 4 if "x2" in name else 8)
+    card = zoo.find("car-x2") if name == "car-x4" else card
+    model = plans.graph(card, "upscaler", plugin=False)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    given = (
+        {"quality": np.array([0.5], np.float32)} if card.upscaler.options.get("conditioned") else {}
+    )
+    whole = session.run(None, {"lr": images, **given})[0]
+    for image, result in zip(images, whole, strict=True):
+        alone = session.run(None, {"lr": image[None], **given})[0][0]
+        assert np.abs(alone - result).max() < 1e-5
+
+
+def test_the_resampler_takes_batches_only_as_a_plugin() -> None:
+    card = zoo.find("car-x2")
+    assert plans.batch(card, "downscaler", plugin=False) == 1
+    assert plans.batch(card, "downscaler", plugin=True) > 1
+    (image, *_) = plans.graph(card, "downscaler", plugin=True).graph.input
+    assert image.type.tensor_type.shape.dim[0].dim_param == "n"
+
+
 @pytest.mark.parametrize("name", ["car-x2", "car-x2-avif", "car-x1-avif", "car-x3"])
 def test_half_precision_is_half_a_level_from_single(name: str, taipei: object) -> None:
     card = zoo.find(name)
@@ -77,6 +104,21 @@ def test_rtx_builds_plans_for_every_tile(side: str, precision: str) -> None:
     library = tensorrt_rtx.library()
     data = plans.build(library, zoo.find("car-x2-avif"), side, precision)
     assert len(data) > 100_000
+
+
+@rtx
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # RTX itself has no use for timings
+def test_timings_are_kept_for_one_tensorrt_on_one_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tensorrt_rtx_bindings
+
+    monkeypatch.setattr(plans, "folder", lambda: tmp_path)
+    library = plans.Library("timed", tensorrt_rtx_bindings, plugin=False, timing=True)
+    for device in ("a card", "a card", "another"):
+        plans.build(library, zoo.find("tiny-x2"), "upscaler", "fp32", device)
+    kept = list(tmp_path.glob("timed-*.timings"))
+    assert len(kept) == 2 and all(path.stat().st_size > 0 for path in kept)
 
 
 @rtx

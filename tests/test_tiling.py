@@ -17,8 +17,13 @@ def test_spans_cover_exactly_with_halo_on_both_sides(length: int, window: int, h
     found = tiling.spans(length, window, halo)
     kept = [i for _, _, first, last in found for i in range(first, last)]
     assert kept == list(range(length))
+    sides = {stop - start for start, stop, _, _ in found}
+    assert len(sides) == 1 and max(sides) <= min(length, window)
+    # no fewer would do, and of what is read little is neither kept nor halo
+    fewest = 1 if length <= window else -(-(length - 2 * halo) // (window - 2 * halo))
+    assert len(found) == fewest
+    assert fewest * max(sides) <= length + (2 * halo + 16) * fewest
     for start, stop, first, last in found:
-        assert stop - start == min(length, window)
         assert 0 <= start <= first < last <= stop <= length
         assert first == 0 or first - start >= halo
         assert last == length or stop - last >= halo

@@ -1,0 +1,52 @@
+"""Whether an engine computes what the network does: seen on a photo, before it is believed.
+
+Half precision overflows in some networks, and a wrong tactic or driver gives black or noise.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from carcodec.engines import Network, plans
+from carcodec.zoo import ModelCard
+
+__all__ = ["LEAST", "photo", "refusal"]
+
+LEAST = 50.0  # dB between an engine's result and the reference's: a third of a level
+_QUALITY = 0.5
+
+
+@functools.cache
+def photo() -> NDArray[np.float32]:
+    """``(1, 3, 144, 240)`` in [0, 1]: towers at night, black beside lights (taipei.png, CC0)."""
+    with Image.open(Path(__file__).with_name("guard.webp")) as image:
+        levels = np.asarray(image.convert("RGB"), np.float32)
+    return np.ascontiguousarray(levels.transpose(2, 0, 1)[None] / np.float32(255))
+
+
+def refusal(network: Network, card: ModelCard, side: str) -> str:
+    """What is wrong with ``network`` for one side of a model, "" for nothing.
+
+    The reference is ONNX Runtime in float32, which is always installed and agrees with PyTorch
+    (``tests/test_engines.py``).
+    """
+    from carcodec.engines import onnxruntime
+
+    most = plans.profile(card, side)[1] // 48 * 48  # a multiple of what any scale needs
+    given = np.ascontiguousarray(photo()[:, :, :most, :most])
+    wanted = onnxruntime.load(card, side, 0)(given, _QUALITY)
+    found = network(given, _QUALITY)
+    if found.shape != wanted.shape:
+        return f"its result has the shape {found.shape} instead of {wanted.shape}"
+    if not np.isfinite(found).all():
+        return "its result is not finite"
+    if float(found.std()) < 0.1 * float(wanted.std()):
+        return "its result is one colour"
+    error = float(np.mean(np.square(found.clip(0, 1) - wanted.clip(0, 1))))
+    psnr = -10 * np.log10(max(error, 1e-12))
+    return "" if psnr >= LEAST else f"its result is {psnr:.1f} dB from the network's"
