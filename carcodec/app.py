@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import sys
 import time
@@ -53,9 +54,28 @@ Output = Annotated[
     typer.Option("-o", "--output", help="File or folder; - is standard output. [beside the input]"),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
-Engine = Annotated[str, typer.Option(help="auto, onnxruntime, openvino or pytorch.")]
+Engine = Annotated[str, typer.Option(help="auto, or one of `carcodec engine list`.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 is all cores.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
+
+
+def _speak(value: bool) -> bool:
+    if value:
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=screen, show_time=False, show_path=False, show_level=False)
+        log = logging.getLogger("carcodec")
+        log.handlers[:] = [handler]
+        log.setLevel(logging.INFO)
+    return value
+
+
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "-v", "--verbose", callback=_speak, help="Say which engine runs what, and why not another."
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -116,6 +136,7 @@ def encode(
     check: Annotated[bool, typer.Option("--check", help="Decode again, report PSNR/SSIM.")] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Encode photos to .carimg."""
     dials = {
@@ -189,6 +210,7 @@ def decode(
     threads: Threads = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Restore full-size photos, in the format that the output's extension says."""
     suffix = "." + format.lower().removeprefix(".")

@@ -486,7 +486,7 @@ def _network(card: zoo.ModelCard, side: str, engine: str, threads: int) -> Any:
     if key not in _NETWORKS:
         if len(_NETWORKS) >= 8:
             _NETWORKS.pop(next(iter(_NETWORKS)))
-        _NETWORKS[key] = engines.get(engine).load(card, side, threads)
+        _NETWORKS[key] = engines.load(engine, card, side, threads)
     return _NETWORKS[key]
 
 

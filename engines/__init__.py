@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,8 +16,8 @@ from carcodec.errors import EngineError, MissingDependencyError
 from carcodec.zoo import ModelCard
 
 __all__ = [
-    "ENGINES", "ON_GPU", "Engine", "Network", "Pipelined", "available", "get", "has_gpu",
-    "missing", "over", "resolve",
+    "ENGINES", "ON_GPU", "Engine", "Network", "Pipelined", "available", "batches", "get",
+    "has_gpu", "load", "missing", "over", "resolve",
 ]  # fmt: skip
 
 # name -> (modules to look for, extra that brings them), in the order "auto" prefers
@@ -30,6 +31,7 @@ ENGINES: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 ON_GPU = ("tensorrt", "tensorrt-rtx")
+log = logging.getLogger("carcodec")
 
 
 class Network(Protocol):
@@ -105,13 +107,39 @@ def has_gpu() -> bool:
     return bool(status == driver.CUresult.CUDA_SUCCESS and count > 0)
 
 
+def load(name: str, card: ModelCard, side: str, threads: int = 0) -> Network:
+    """Load one side of a model into the engine called ``name``; the log says which was taken.
+
+    ``auto`` takes the fastest that works: one that is installed but cannot load the network (no
+    room on the GPU, libraries of another version) is passed over, and the log says why.
+
+    Raises: as :func:`resolve`.
+        EngineError: the engine, or the last one there is, cannot load the network.
+    """
+    candidates = _preferred() if name == "auto" else [resolve(name)]
+    for candidate in candidates or [resolve(name)]:
+        try:
+            network = _module(candidate).load(card, side, threads)
+        except (EngineError, MissingDependencyError) as error:
+            if candidate == candidates[-1]:
+                raise
+            log.warning("%s is passed over: %s", candidate, error)
+        else:
+            log.info("%s runs the %s of %s", candidate, side, card.name)
+            return network
+    raise AssertionError("the last candidate raises")
+
+
 def get(name: str = "auto") -> Engine:
-    """The engine called ``name``; ``auto`` takes the fastest that is installed.
+    """The engine called ``name``; ``auto`` is the first that :func:`load` tries.
 
     Raises: as :func:`resolve`.
     """
-    module = resolve(name).replace("-", "_")
-    engine: Any = importlib.import_module(f"carcodec.engines.{module}")
+    return _module(resolve(name))
+
+
+def _module(name: str) -> Engine:
+    engine: Any = importlib.import_module(f"carcodec.engines.{name.replace('-', '_')}")
     return engine  # type: ignore[no-any-return]
 
 
@@ -123,8 +151,7 @@ def resolve(name: str = "auto") -> str:
         MissingDependencyError: its package is not installed; names the pip command.
     """
     if name == "auto":
-        # PyTorch last: it is the reference, not the fastest
-        usable = [n for n in available() if n != "pytorch"] or available()
+        usable = _preferred()
         if not usable:
             raise MissingDependencyError(
                 "no inference engine is installed: pip install onnxruntime"
@@ -137,3 +164,27 @@ def resolve(name: str = "auto") -> str:
         package = f'"carcodec[{extra}]"' if extra else lacking[0]
         raise MissingDependencyError(f"the {name} engine is not installed: pip install {package}")
     return name
+
+
+def _preferred() -> list[str]:
+    """What "auto" tries, best first: PyTorch before the CPU's engines on a GPU, else last."""
+    found = available()
+    if "pytorch" in found and has_gpu():
+        import torch
+
+        if torch.cuda.is_available():
+            first = sum(name in ON_GPU for name in found)
+            found.insert(first, found.pop(found.index("pytorch")))
+    return found
+
+
+def batches(tiles: Iterable[NDArray[np.float32]], most: int) -> Iterator[list[NDArray[np.float32]]]:
+    """Tiles that follow each other and have one shape, up to ``most`` together."""
+    together: list[NDArray[np.float32]] = []
+    for tile in tiles:
+        if together and (len(together) == most or tile.shape != together[0].shape):
+            yield together
+            together = []
+        together.append(tile)
+    if together:
+        yield together

@@ -1,19 +1,31 @@
-"""PyTorch: the reference engine. Weights come from the ONNX initialisers."""
+"""PyTorch: the reference engine on a CPU; on an NVIDIA GPU with our kernel for the resampler.
+
+Weights come from the ONNX initialisers.
+"""
 
 from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from torch import Tensor
 
-from carcodec.engines import Network
+from carcodec.engines import Network, batches, guard, log, plans
 from carcodec.errors import EngineError, RecipeError
 from carcodec.networks import car, families, plain
 from carcodec.zoo import ModelCard
 
-__all__ = ["load", "network"]
+__all__ = ["Pipeline", "load", "network"]
+
+Block = NDArray[np.float32]
+_ON_THE_WAY = 2  # batches
 
 
 def network(card: ModelCard, side: str) -> torch.nn.Module:
@@ -39,14 +51,19 @@ def network(card: ModelCard, side: str) -> torch.nn.Module:
 
 
 def load(card: ModelCard, side: str, threads: int = 0) -> Network:
-    """See :class:`carcodec.engines.Engine`. The number of threads is PyTorch's, process-wide."""
+    """See :class:`carcodec.engines.Engine`. The number of threads is PyTorch's, process-wide.
+
+    On a GPU an upscaler computes in float16, unless :mod:`carcodec.engines.guard` refuses that.
+    """
     module = network(card, side)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if torch.cuda.is_available():
+        return _on_gpu(module, card, side)
     if threads:
         torch.set_num_threads(threads)
 
     @torch.inference_mode()
-    def run(image: NDArray[np.float32], quality: float = 1.0) -> NDArray[np.float32]:
+    def run(image: Block, quality: float = 1.0) -> Block:
         source = torch.from_numpy(image).contiguous(memory_format=torch.channels_last)
         if isinstance(module, plain.Unscaled):
             return np.asarray(np.rint(image * 255) / 255, np.float32)
@@ -62,3 +79,117 @@ def load(card: ModelCard, side: str, threads: int = 0) -> Network:
         return np.ascontiguousarray(result.clamp(0, 1).mul(255).round().div(255).float().numpy())
 
     return run
+
+
+def _on_gpu(module: torch.nn.Module, card: ModelCard, side: str) -> Network:
+    device = torch.device("cuda", torch.cuda.current_device())
+    count = plans.batch(card, side, plugin=True)
+    try:
+        whole = Pipeline(module, device, side, count)
+        if side == "upscaler" and card.upscaler.family != "bicubic":
+            half = Pipeline(module, device, side, count, torch.float16)
+            reason = guard.refusal(half, card, side)
+            if not reason:
+                return half
+            log.warning("float16 is not taken for the %s of %s: %s", side, card.name, reason)
+        if reason := guard.refusal(whole, card, side):
+            raise EngineError(f"PyTorch on {device}, the {side} of {card.name}: {reason}")
+    except RuntimeError as error:  # not even the weights fit
+        text = " ".join(str(error).split())
+        raise EngineError(f"PyTorch cannot run {card.name} on {device}: {text}") from error
+    return whole
+
+
+class Pipeline:
+    """A network on a device: tiles in batches, copies on streams of their own.
+
+    While a batch is computed, the one before is copied back and the one behind is copied there,
+    from and to pinned memory.
+
+    Args:
+        module: either side's network.
+        device: a GPU; a CPU does it all in turn.
+        side: ``downscaler``, whose LR is rounded to 8 bits, or ``upscaler``.
+        batch: how many tiles are computed at once.
+        precision: what an upscaler computes in.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        device: torch.device,
+        side: str,
+        batch: int,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        self.module, self.device, self.side = module.to(device), device, side
+        self.batch, self.precision = batch, precision
+
+    def __call__(self, image: Block, quality: float = 1.0) -> Block:
+        return next(self.stream([image], quality))
+
+    @torch.inference_mode()
+    def _computed(self, given: Tensor, quality: float) -> Tensor:
+        half = self.precision == torch.float16
+        with torch.autocast(self.device.type, torch.float16, enabled=half):
+            if self.side == "upscaler":
+                told = torch.full((1,), quality, device=self.device)
+                return self.module(given, told).float()  # type: ignore[no-any-return]
+            if isinstance(self.module, car.ResamplerNet):
+                return self.module.resampled(given, self.module.heads(given), quantise=True)
+            small = self.module(given)
+        return small.clamp(0, 1).mul(255).round().div(255)  # type: ignore[no-any-return]
+
+    def stream(self, tiles: Iterable[Block], quality: float = 1.0) -> Iterator[Block]:
+        """See :class:`carcodec.engines.Pipelined`."""
+        there, back = self._streams()
+        waiting: deque[tuple[Tensor, Any]] = deque()
+        for together in batches(tiles, self.batch):
+            try:
+                waiting.append(self._started(together, quality, there, back))
+            except RuntimeError as error:  # the GPU is full, or fails
+                text = " ".join(str(error).split())
+                raise EngineError(f"PyTorch failed on {self.device}: {text}") from error
+            if len(waiting) > _ON_THE_WAY:
+                yield from _finished(*waiting.popleft())
+        while waiting:
+            yield from _finished(*waiting.popleft())
+
+    def _streams(self) -> tuple[Any, Any]:
+        if self.device.type != "cuda":
+            return None, None
+        stream: Any = torch.cuda.Stream
+        return stream(self.device), stream(self.device)
+
+    def _started(
+        self, together: list[Block], quality: float, there: Any, back: Any
+    ) -> tuple[Tensor, Any]:
+        """Results on their way to the CPU, and the event that says when they are there."""
+        apart = there is not None
+        given = torch.from_numpy(np.concatenate(together))
+        with torch.cuda.stream(there) if apart else contextlib.nullcontext():
+            source = (given.pin_memory() if apart else given).to(self.device, non_blocking=True)
+        if apart:
+            now = torch.cuda.current_stream(self.device)
+            now.wait_stream(there)
+            source.record_stream(now)
+        result = self._computed(source.contiguous(memory_format=torch.channels_last), quality)
+        result = result.contiguous(memory_format=torch.contiguous_format)
+        if not apart:
+            return result, None
+        back.wait_stream(now)
+        with torch.cuda.stream(back):
+            found = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+            found.copy_(result, non_blocking=True)
+            result.record_stream(back)
+            event: Any = torch.cuda.Event
+            done = event()
+            done.record(back)
+        return found, done
+
+
+def _finished(found: Tensor, done: Any) -> Iterator[Block]:
+    if done is not None:
+        done.synchronize()
+    for result in found.numpy():
+        yield result[None]

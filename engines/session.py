@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carcodec.engines import guard, plans
+from carcodec.engines import batches, guard, plans
 from carcodec.errors import EngineError
 from carcodec.zoo import ModelCard
 
@@ -120,7 +120,7 @@ class Session:
         """See :class:`carcodec.engines.Pipelined`; a result is good until the next is asked for."""
         waiting: deque[tuple[_Slot, Block]] = deque()
         try:
-            for tiled in _batches(tiles, self.batch):
+            for tiled in batches(tiles, self.batch):
                 slot = None
                 while slot is None:
                     if len(waiting) >= _ON_THE_WAY:
@@ -188,18 +188,6 @@ class Session:
                 yield found[i : i + 1]
         finally:
             self.slots.put(slot)
-
-
-def _batches(tiles: Iterable[Block], most: int) -> Iterator[list[Block]]:
-    """Tiles that follow each other and have one shape, up to ``most`` together."""
-    together: list[Block] = []
-    for tile in tiles:
-        if together and (len(together) == most or tile.shape != together[0].shape):
-            yield together
-            together = []
-        together.append(tile)
-    if together:
-        yield together
 
 
 _DEVICE: list[Device] = []

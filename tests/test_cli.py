@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import resource
 import subprocess
@@ -387,3 +388,16 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert run("--version") == 0
     assert capsys.readouterr().out.strip() == f"carcodec {version('carcodec')}"
+
+
+def test_verbose_says_which_engine_runs_what(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = logging.getLogger("carcodec")
+    monkeypatch.setattr(log, "handlers", [])
+    monkeypatch.setattr(log, "level", logging.WARNING)
+    codec._NETWORKS.clear()
+    assert run("encode", folder / "a.png", *FAST, "-v") == 0
+    assert "onnxruntime runs the downscaler of tiny-x2" in capsys.readouterr().err
+    assert run("decode", folder / "a.carimg", "--engine", "openvino", "-v", "--overwrite") == 0
+    assert "openvino runs the upscaler of tiny-x2" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from PIL import Image
 from carcodec.networks import car
 from carcodec.plugins import resampler
 from carcodec.plugins.resampler import compiling
+from carcodec.plugins.resampler.driver import Pointer
 
 HERE = Path(__file__).parent
 Array = NDArray[Any]
@@ -215,6 +217,76 @@ def test_gradients_are_those_of_float64_autograd(
     for ours, theirs in zip(found, (image.grad, raw.grad, moves.grad), strict=True):
         assert theirs is not None
         assert np.abs(ours - theirs.numpy()).max() < 2e-4 * max(1, float(theirs.abs().max()))
+
+
+class HostKernels:
+    """Launches the kernels' host versions: what PyTorch hands to the driver, run here."""
+
+    def __init__(self, host: ctypes.CDLL) -> None:
+        self.host = host
+        self.started: list[str] = []
+
+    def launch(
+        self, name: str, grid: Any, block: Any, stream: int, arguments: Sequence[int]
+    ) -> None:
+        self.started.append(name)
+        kinds = [ctypes.c_void_p if isinstance(a, Pointer) else ctypes.c_int for a in arguments]
+        sizes = [(ctypes.c_int * 3)(*three) for three in (grid, block)]
+        given = [kind(int(a)) for kind, a in zip(kinds, arguments, strict=True)]
+        getattr(self.host, f"run_{name}")(*sizes, *given)
+
+
+@pytest.mark.parametrize("convex", [False, True])
+@pytest.mark.parametrize(("scale", "kernel", "w"), [(2, 6, 10), (3, 9, 6), (4, 12, 7), (2, 3, 5)])
+def test_under_pytorch_it_is_the_reference_with_its_gradients(
+    host: ctypes.CDLL, convex: bool, scale: int, kernel: int, w: int
+) -> None:
+    from carcodec.plugins.resampler import pytorch as fused
+
+    kernels = HostKernels(host)
+    made = [torch.from_numpy(a) for a in heads(11, 2, 6, w, scale, kernel, 0.7)]
+    made[1] = made[1].to(memory_format=torch.channels_last)  # as convolutions leave it
+    ours, theirs = ([t.clone().requires_grad_() for t in made] for _ in range(2))
+    small = fused.resample(*ours, scale, convex=convex, kernels=kernels)  # type: ignore[misc]
+    wanted = car.resampled(theirs[0], (theirs[1], theirs[2]), scale, convex)
+    assert torch.allclose(small, wanted, atol=2e-5)
+    for found in (small, wanted):
+        (found * torch.linspace(-1, 1, found.numel()).view(found.shape)).sum().backward()  # type: ignore[no-untyped-call]
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.grad is not None and b.grad is not None
+        assert (a.grad - b.grad).abs().max() < 2e-4 * max(1, float(b.grad.abs().max()))
+    fast = "" if w % 2 or kernel == 3 else f"_k{kernel}"
+    assert kernels.started == [f"carcodec_resample_f32{fast}", "carcodec_resample_backward_f32"]
+
+
+def test_under_pytorch_it_rounds_and_takes_half(host: ctypes.CDLL) -> None:
+    from carcodec.plugins.resampler import pytorch as fused
+
+    kernels = HostKernels(host)
+    image, weights, offsets = (torch.from_numpy(a) for a in heads(12, 1, 5, 8, 2, 6, 0.7))
+    small = fused.resample(image, weights, offsets, 2, quantise=True, kernels=kernels)
+    wanted = car.resampled(image, (weights, offsets), 2, False, quantise=True)
+    assert ((small - wanted).abs() * 255).max() < 1.01
+    levels = small * 255
+    assert (levels - levels.round()).abs().max() < 1e-4 and not small.requires_grad
+    half = fused.resample(image.half(), weights.half(), offsets.half(), 2, kernels=kernels)
+    assert half.dtype == torch.float16
+    assert (half.float() - car.resampled(image, (weights, offsets), 2, False)).abs().max() < 0.02
+    assert kernels.started[-1] == "carcodec_resample_f16_k6"
+
+
+def test_under_pytorch_what_does_not_fit_is_refused(host: ctypes.CDLL) -> None:
+    from carcodec.plugins.resampler import pytorch as fused
+
+    kernels = HostKernels(host)
+    image, weights, offsets = (torch.from_numpy(a) for a in heads(13, 1, 4, 4, 2, 6, 0.7))
+    with pytest.raises(ValueError, match="do not belong together at scale 3"):
+        fused.resample(image, weights, offsets, 3, kernels=kernels)
+    with pytest.raises(ValueError, match="one dtype"):
+        fused.resample(image.half(), weights, offsets, 2, kernels=kernels)
+    with pytest.raises(ValueError, match="not float64"):
+        fused.resample(image.double(), weights.double(), offsets.double(), 2, kernels=kernels)
+    assert not kernels.started
 
 
 @settings(max_examples=100)

@@ -108,3 +108,46 @@ def test_damaged_weights_are_refused(
     for engine in engines.available():
         with pytest.raises(DigestMismatchError, match="install the model again"):
             engines.get(engine).load(card, "upscaler", 1)
+
+
+def test_auto_passes_over_an_engine_that_cannot_load(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tiny: zoo.ModelCard
+) -> None:
+    if engines.missing("tensorrt-rtx") or engines.has_gpu():
+        pytest.skip("tensorrt-rtx is not installed, or there is a GPU")
+    monkeypatch.setattr(engines, "_preferred", lambda: ["tensorrt-rtx", "onnxruntime"])
+    with caplog.at_level("INFO", "carcodec"):
+        network = engines.load("auto", tiny, "upscaler", 1)
+    assert network(np.zeros((1, 3, 8, 8), np.float32)).shape == (1, 3, 16, 16)
+    passed, taken = (record.getMessage() for record in caplog.records)
+    assert passed.startswith("tensorrt-rtx is passed over: there is no NVIDIA GPU")
+    assert taken == "onnxruntime runs the upscaler of tiny-x2"
+    with pytest.raises(EngineError, match="no NVIDIA GPU"):  # named, it is not passed over
+        engines.load("tensorrt-rtx", tiny, "upscaler", 1)
+
+
+@pytest.mark.parametrize("name", ["car-x2-avif", "car-x3", "car-x1-avif"])
+@pytest.mark.parametrize("side", ["downscaler", "upscaler"])
+@pytest.mark.parametrize("half", [False, True])
+def test_pytorch_in_batches_is_pytorch(name: str, side: str, half: bool) -> None:
+    """What runs on a GPU, but for the copies' streams: batches, rounding, half precision."""
+    import torch
+
+    from carcodec.engines import pytorch
+
+    card = zoo.find(name)
+    random = np.random.default_rng(4)
+    tiles = [random.random((1, 3, 24, s), np.float32) for s in (24, 24, 24, 36, 24)]
+    one = engines.load("pytorch", card, side, 1)
+    precision = torch.float16 if half else torch.float32
+    network = pytorch.network(card, side)
+    many = pytorch.Pipeline(network, torch.device("cpu"), side, 2, precision)
+    assert isinstance(many, engines.Pipelined)
+    found = list(engines.over(many, iter(tiles), 0.4))
+    assert [f.shape for f in found] == [one(t, 0.4).shape for t in tiles]
+    for tile, result in zip(tiles, found, strict=True):
+        difference = np.abs(result - one(tile, 0.4)) * 255
+        if side == "downscaler":  # rounded: the same levels, but where a half is near
+            assert difference.max() < 1.01 and (difference > 0.5).mean() < (0.1 if half else 0.001)
+        else:
+            assert difference.max() < (2 if half else 0.01)

@@ -25,6 +25,7 @@ __all__ = [
     "normalised_weights",
     "offset_distance_loss",
     "partial_tv_loss",
+    "resampled",
     "soft_round",
 ]
 
@@ -105,6 +106,23 @@ def adaptive_resample(image: Tensor, weights: Tensor, offsets: Tensor, scale: in
     )
     planes = read.view(n, image.shape[1], taps, h, w).unbind(1)
     return torch.stack([(plane * weights).sum(1) for plane in planes], 1)
+
+
+def resampled(
+    image: Tensor, heads: tuple[Tensor, Tensor], scale: int, convex: bool, quantise: bool = False
+) -> Tensor:
+    """:func:`adaptive_resample` from raw heads, float32; on a GPU all in one CUDA kernel.
+
+    ``quantise`` clamps and rounds LR to 8 bits, without a gradient.
+    """
+    if image.is_cuda:
+        from carcodec.plugins.resampler import pytorch as fused
+
+        if fused.usable(image.device.index):
+            return fused.resample(image, *heads, scale, convex=convex, quantise=quantise)
+    weights, offsets = normalised_weights(heads[0], convex), bounded_offsets(heads[1], scale)
+    small = adaptive_resample(image, weights, offsets, scale)
+    return small.clamp(0, 1).mul(255).round().div(255) if quantise else small
 
 
 class ResamplerNet(nn.Module):
@@ -211,6 +229,13 @@ class ResamplerNet(nn.Module):
             return weights, torch.zeros_like(weights).repeat(1, 2, 1, 1)
         return weights, self._last(self.offsets, x)
 
+    def resampled(
+        self, image: Tensor, heads: tuple[Tensor, Tensor], quantise: bool = False
+    ) -> Tensor:
+        """LR from :meth:`heads`, by :func:`resampled`."""
+        floats = (heads[0].float(), heads[1].float())
+        return resampled(image, floats, self.scale, self.convex, quantise)
+
     def kernels(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised weights and bounded offsets, as :func:`adaptive_resample` takes them."""
         weights, offsets = self.heads(image)
@@ -221,7 +246,7 @@ class ResamplerNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """HR ``(N, 3, H, W)`` in [0, 1] to LR ``(N, 3, H/s, W/s)``, neither clamped nor rounded."""
-        return adaptive_resample(image, *self.kernels(image), self.scale)
+        return self.resampled(image, self.heads(image))
 
 
 class EDSR(nn.Module):

@@ -164,13 +164,13 @@ class _Trainer:
         if isinstance(self.downscaler, car.ResamplerNet):
             with self._autocast(), torch.set_grad_enabled(not alone):
                 heads = self.downscaler.heads(image)
-            weights = car.normalised_weights(heads[0].float(), self.downscaler.convex)
+            small = self.downscaler.resampled(image, heads)
             offsets = car.bounded_offsets(heads[1].float(), scale)
-            small = car.adaptive_resample(image, weights, offsets, scale)
             moving = self.downscaler.offsets is not None
             if schedule.offset and moving:
                 total = total + schedule.offset * car.offset_distance_loss(offsets, scale)
             if schedule.tv and moving:
+                weights = car.normalised_weights(heads[0].float(), self.downscaler.convex)
                 total = total + schedule.tv * car.partial_tv_loss(weights, offsets, scale)
             if schedule.bounds:
                 total = total + schedule.bounds * (small - small.detach().clamp(0, 1)).abs().mean()
