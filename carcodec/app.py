@@ -7,8 +7,10 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -778,30 +780,47 @@ def _each(
     if many and output is not None and Path(output).is_file():
         raise typer.BadParameter(f"several inputs need a folder, {output} is a file")
     failures = 0
-    taken: set[str] = set()
+    targets = [files.output_path(s, r, output, many, suffix) for s, r in found]
+    stopped = threading.Event()
     with _bar("", disable=quiet) as bar:
         whole = bar.add_task(verb, total=len(found)) if many else None
-        for source, relative in found:
-            target = files.output_path(source, relative, output, many, suffix)
+
+        def run(at: int) -> str:
+            source, target = found[at][0], targets[at]
+            if target in targets[:at]:
+                raise files.OutputError(f"{source}: {target} is that of another input of that name")
+            if target != source:  # else what is wrong with the input comes first
+                files.check_output(target, overwrite)
             task = bar.add_task(source, total=1.0)
+
+            def report(share: float) -> None:
+                if stopped.is_set():
+                    raise KeyboardInterrupt
+                bar.update(task, completed=share)
+
             try:
-                if target in taken:
-                    raise files.OutputError(
-                        f"{source}: {target} was just written for another input of that name"
-                    )
-                if target != source:  # else what is wrong with the input comes first
-                    files.check_output(target, overwrite)
-                summary = one(source, target, lambda share: bar.update(task, completed=share))  # noqa: B023
-                taken.add(target)
-            except CarcodecError as error:
-                failures += 1
-                _complain(error)
-            else:
-                if not quiet:
-                    bar.console.print(f"{source} → {target}  {summary}", markup=False)
-            bar.remove_task(task)
-            if whole is not None:
-                bar.advance(whole)
+                return one(source, target, report)
+            finally:
+                bar.remove_task(task)
+
+        # two at once: while the networks have one photo, the small image of another is coded
+        pool = ThreadPoolExecutor(2 if many else 1)
+        try:
+            waiting = [pool.submit(run, at) for at in range(len(found))]
+            for (source, _), target, result in zip(found, targets, waiting, strict=True):
+                try:
+                    summary = result.result()
+                except CarcodecError as error:
+                    failures += 1
+                    _complain(error)
+                else:
+                    if not quiet:
+                        bar.console.print(f"{source} → {target}  {summary}", markup=False)
+                if whole is not None:
+                    bar.advance(whole)
+        finally:  # an interruption ends what runs at its next tile
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
     if failures:
         raise typer.Exit(1)
 

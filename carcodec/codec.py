@@ -6,6 +6,7 @@ photo ← pixels ← upscaler   ← LR ← storage codec ← container ← bytes
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -483,13 +484,15 @@ def _network(card: zoo.ModelCard, side: str, engine: str, threads: int) -> Any:
     from carcodec import engines
 
     key = (str(card.folder), card.digest, side, engine, threads)
-    if key not in _NETWORKS:
-        if len(_NETWORKS) >= 8:
-            _NETWORKS.pop(next(iter(_NETWORKS)))
-        _NETWORKS[key] = engines.load(engine, card, side, threads)
-    return _NETWORKS[key]
+    with _LOADING:
+        if key not in _NETWORKS:
+            if len(_NETWORKS) >= 8:
+                _NETWORKS.pop(next(iter(_NETWORKS)))
+            _NETWORKS[key] = engines.load(engine, card, side, threads)
+        return _NETWORKS[key]
 
 
+_LOADING = threading.Lock()
 _NETWORKS: dict[tuple[str, str, str, str, int], Any] = {}
 
 

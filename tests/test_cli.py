@@ -7,8 +7,10 @@ import json
 import logging
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -401,3 +403,45 @@ def test_verbose_says_which_engine_runs_what(
     assert "onnxruntime runs the downscaler of tiny-x2" in capsys.readouterr().err
     assert run("decode", folder / "a.carimg", "--engine", "openvino", "-v", "--overwrite") == 0
     assert "openvino runs the upscaler of tiny-x2" in capsys.readouterr().err
+
+
+def test_many_photos_come_out_in_order_whatever_fails(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "c.png").write_bytes(b"no photo")
+    with Image.open(folder / "a.png") as photo:
+        for name in ("d", "e", "f"):
+            photo.save(folder / f"{name}.png")
+    (folder / "sub" / "a.png").write_bytes((folder / "a.png").read_bytes())
+    given = [folder / f"{n}.png" for n in "acdef"] + [folder / "sub" / "a.png"]
+    out = folder / "out"
+    assert run("encode", *given, "-o", out, *FAST) == 1
+    lines = [line.split(" → ")[0] for line in error_of(capsys).splitlines()]
+    assert [Path(line.split(":")[0]).stem for line in lines if " " not in line] == list("adef")
+    assert lines[1].startswith(f"carcodec: {given[1]}")
+    assert "is that of another input of that name" in lines[-1]
+    assert sorted(p.name for p in out.iterdir()) == [f"{n}.carimg" for n in "adef"]
+    alone = codec.encode(Image.open(given[0]), model="tiny-x2", engine="onnxruntime")
+    assert run("encode", given[0], "-o", folder / "x.carimg", *FAST, "--lossless") == 0
+    assert (folder / "x.carimg").read_bytes() == alone.data
+
+
+def test_an_interruption_leaves_nothing_half_written(folder: Path) -> None:
+    with Image.open(folder / "a.png") as photo:
+        large = photo.resize((1200, 900))
+    for i in range(6):
+        large.save(folder / f"large{i}.png", compress_level=0)
+    out = folder / "out"
+    command = [sys.executable, "-m", "carcodec", "encode", str(folder), "-o", str(out), *FAST]
+    running = subprocess.Popen([*command, "--effort", "9"], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("*.carimg")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130 and b"Traceback" not in said
+    kept = list(out.rglob("*"))
+    assert kept and all(path.suffix == ".carimg" for path in kept if path.is_file())
+    for path in kept:
+        if path.is_file():
+            container.read(path.read_bytes())
