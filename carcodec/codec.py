@@ -180,6 +180,7 @@ def store(
         card.version,
         card.short_digest,
         card.grey and photo.colour.ndim == 3,
+        card.mixes and photo.colour.ndim == 2,
     )
     lr = codec.encode(prepared.small, quality, threads, effort)
     file = container.Carimg(
@@ -256,6 +257,8 @@ def thumbnail(data: bytes | container.Carimg, size: tuple[int, int] | None = Non
     else:
         small = stored_image(file)
     image = Image.fromarray(small)
+    if file.header.colour_lr:
+        image = image.convert("L")
     alpha = _alpha(file)
     if alpha is not None:
         image.putalpha(Image.fromarray(alpha).resize(image.size, Image.Resampling.BOX))
@@ -282,7 +285,7 @@ def downscale(
 ) -> storage.Pixels:
     """HR ``(H, W)`` or ``(H, W, 3)`` to LR of as many axes, uint8, by the downscaler.
 
-    A model that stores colour as grey makes ``(h, w)`` of either.
+    How many LR has otherwise is the model's: :meth:`.zoo.ModelCard.lr_channels`.
     """
     if card.downscaler.family == "none" and colour.dtype == np.uint8:
         from carcodec import engines
@@ -295,8 +298,8 @@ def downscale(
     lr_width, lr_height = container.ceil_div(width, scale), container.ceil_div(height, scale)
     # the network wants an even number of LR pixels a side, four at least
     padded = (max(4, _multiple(lr_width)), max(4, _multiple(lr_height)))
-    channels = () if card.grey else colour.shape[2:]
-    small = np.empty((lr_height, lr_width, *channels), np.uint8)
+    channels = card.lr_channels(3 if colour.ndim == 3 else 1)
+    small = np.empty((lr_height, lr_width, 3)[: 2 + channels // 3], np.uint8)
     peak = np.float32(65535 if colour.dtype == np.uint16 else 255)
 
     def read(rows: slice, columns: slice) -> NDArray[np.float32]:
@@ -335,12 +338,12 @@ def upscale(
     tile: int = 0,
     progress: Report = _quiet,
     quality: int | None = None,
-    coloured: bool = False,
+    channels: int = 0,
 ) -> pixels.Plane:
     """LR to HR of ``size`` (width, height) by the model's upscaler; uint16 if ``bits`` is 16.
 
     ``quality`` is that at which LR was stored, for a conditioned upscaler; ``None`` is lossless.
-    ``coloured`` restores colour from grey LR, which takes a model made for that.
+    ``channels`` are the photo's, 1 or 3, where LR has others.
     """
     if card.upscaler.family == "bicubic":  # no engine is needed
         progress(1.0)
@@ -350,8 +353,9 @@ def upscale(
     stride = int(card.upscaler.options.get("stride", 1))
     padded = (_multiple(small.shape[1], stride), _multiple(small.shape[0], stride))
     peak = np.float32(65535 if bits == 16 else 255)
-    channels = (3,) if coloured else small.shape[2:]
-    colour: Any = np.empty((height, width, *channels), np.uint16 if bits == 16 else np.uint8)
+    channels = channels or (3 if small.ndim == 3 else 1)
+    shape = (height, width, 3)[: 2 + channels // 3]
+    colour: Any = np.empty(shape, np.uint16 if bits == 16 else np.uint8)
 
     def read(rows: slice, columns: slice) -> NDArray[np.float32]:
         return _network_input(taken(small, rows, columns), np.float32(255))
@@ -408,9 +412,10 @@ def restore(
     header = file.header
     _check_size(header.width, header.height)
     card = zoo.find(header.model, header.model_version, header.model_digest)
-    if header.grey_lr and not card.grey:
+    if header.lr_channels != card.lr_channels(header.photo_channels):
         raise ImageError(
-            f"the file stores colour as grey, which its model {card.name} does not restore"
+            f"the small image has {header.lr_channels} channels, which its model {card.name} does "
+            "not restore"
         )
     if card.scale != header.scale:
         raise ImageError(
@@ -423,8 +428,9 @@ def restore(
     if card.scale > 1 or quality is not None or header.bits == 16 or card.grey:
         # else nothing was lost that a network could restore
         colour = upscale(
-            small, size, header.bits, card, engine, threads, tile, progress, quality, header.grey_lr
-        )
+            small, size, header.bits, card, engine, threads, tile, progress, quality,
+            header.photo_channels,
+        )  # fmt: skip
     alpha = _alpha(file, threads)
     if alpha is None and header.has_alpha:
         alpha = np.full(colour.shape[:2], 255, np.uint8)

@@ -50,7 +50,7 @@ MODES: dict[int, tuple[str, int, bool, int]] = {
     7: ("RGBA;16", 3, True, 16),
 }
 
-_GREY_LR = 1  # flag
+_GREY_LR, _COLOUR_LR = 1, 2  # flags
 _FIXED = struct.Struct(">BBBBBBII6sH")  # everything in HEAD but the model's name
 _FRAME = struct.Struct(">I4s")
 _PREVIEW = struct.Struct(">BHH")
@@ -75,6 +75,7 @@ class Header:
         model_version: the model's version.
         model_digest: first six bytes of the model's digest.
         grey_lr: LR of a colour photo is one grey plane.
+        colour_lr: LR of a grey photo is RGB.
     """
 
     width: int
@@ -87,6 +88,7 @@ class Header:
     model_version: int
     model_digest: bytes
     grey_lr: bool = False
+    colour_lr: bool = False
 
     @property
     def lr_size(self) -> tuple[int, int]:
@@ -100,7 +102,12 @@ class Header:
     @property
     def lr_channels(self) -> int:
         """1 (grey) or 3 (RGB)."""
-        return 1 if self.grey_lr else MODES[self.mode][1]
+        return 1 if self.grey_lr else 3 if self.colour_lr else MODES[self.mode][1]
+
+    @property
+    def photo_channels(self) -> int:
+        """1 (grey) or 3 (RGB), alpha left out."""
+        return MODES[self.mode][1]
 
     @property
     def has_alpha(self) -> bool:
@@ -164,6 +171,8 @@ def _check(header: Header) -> None:
         )
     if header.grey_lr and MODES[header.mode][1] == 1:
         raise ContainerError("the header says that a grey photo's small image is grey")
+    if header.colour_lr and MODES[header.mode][1] == 3:
+        raise ContainerError("the header says that a colour photo's small image is in colour")
     if not (header.quality <= 100 or header.quality == 255):
         raise ContainerError(f"the header gives an impossible quality, {header.quality}")
     if not NAME.fullmatch(header.model):
@@ -178,7 +187,7 @@ def _pack_header(header: Header) -> bytes:
         header.scale,
         header.storage,
         header.quality,
-        _GREY_LR * header.grey_lr,
+        _GREY_LR * header.grey_lr + _COLOUR_LR * header.colour_lr,
         header.width,
         header.height,
         header.model_digest,
@@ -198,7 +207,7 @@ def _unpack_header(payload: bytes) -> Header:
     _, mode, scale, storage, quality, flags, width, height, digest, version = _FIXED.unpack_from(
         payload
     )
-    if flags & ~_GREY_LR:
+    if flags & ~(_GREY_LR | _COLOUR_LR):
         raise UnsupportedError(
             f"the file sets header flags {flags:#04x}, unknown to this version: upgrade carcodec"
         )
@@ -206,8 +215,10 @@ def _unpack_header(payload: bytes) -> Header:
         model = payload[_FIXED.size :].decode("ascii")
     except UnicodeDecodeError as error:
         raise ContainerError("the header's model name is not a valid name") from error
-    grey = bool(flags & _GREY_LR)
-    header = Header(width, height, scale, mode, storage, quality, model, version, digest, grey)
+    grey, coloured = bool(flags & _GREY_LR), bool(flags & _COLOUR_LR)
+    header = Header(
+        width, height, scale, mode, storage, quality, model, version, digest, grey, coloured
+    )
     _check(header)
     return header
 

@@ -75,7 +75,8 @@ def settle(
     wanted = _table().auto if storage_codec == AUTO else storage_codec
     trained = branches(wanted, scale)
     if not trained or (given is None and not open_quality):
-        return Setting(_plain(scale), _LOSSLESS if storage_codec == AUTO else storage_codec, given)
+        stored = _LOSSLESS if storage_codec == AUTO else storage_codec
+        return Setting(_plain(scale, given is None), stored, given)
     parts = _table().dials.get(wanted, ())
     if scale or not parts:
         return Setting(trained[-1], wanted, USUAL_QUALITY if given is None else given)
@@ -100,9 +101,14 @@ def branches(storage_codec: str, scale: int = 0) -> list[str]:
     return [name for _, name in sorted(fitting)]
 
 
-def _plain(scale: int) -> str:
-    """The model for lossless LR of a scale, ×2 where it is open."""
+def _plain(scale: int, lossless: bool) -> str:
+    """The model for LR of a scale, ×2 where it is open, that no codec's loss was trained for.
+
+    What packs most into LR suffers most when that is not exact: lossy LR is left to CAR.
+    """
     usual = f"car-x{scale or 2}"
+    if lossless:
+        usual = _table().lossless.get(scale or 2, usual)
     fitting = [card for card in zoo.installed() if scale in (0, card.scale) and not card.grey]
     names = [card.name for card in sorted(fitting, key=lambda c: bool(c.storage))]
     return usual if usual in names or not names else names[0]
@@ -121,10 +127,17 @@ def default_quality(storage_codec: str = AUTO) -> float:
 
 @dataclass(frozen=True)
 class _Table:
-    """``auto``: the storage codec that it means; ``dials``: each one's parts from low to high."""
+    """The file.
+
+    Attributes:
+        auto: the storage codec that it means.
+        dials: each one's parts from low to high.
+        lossless: scale to the model for lossless LR.
+    """
 
     auto: str
     dials: dict[str, tuple[_Part, ...]]
+    lossless: dict[int, str]
 
 
 @functools.cache
@@ -134,4 +147,4 @@ def _table() -> _Table:
         name: tuple(_Part(p["model"], tuple(p["dial"]), tuple(p["quality"])) for p in listed)
         for name, listed in data["dials"].items()
     }
-    return _Table(data["auto"], dials)
+    return _Table(data["auto"], dials, {int(k): v for k, v in data["lossless"].items()})

@@ -118,8 +118,8 @@ def system(name: str, engine: str = "auto") -> System:
     def run(image: Pixels) -> tuple[Pixels, Pixels]:
         small = codec.downscale(image, card, engine, 1)
         size = (image.shape[1], image.shape[0])
-        coloured = small.ndim == 2
-        return small, np.asarray(codec.upscale(small, size, 8, card, engine, 1, coloured=coloured))
+        channels = 3 if image.ndim == 3 else 1
+        return small, np.asarray(codec.upscale(small, size, 8, card, engine, 1, channels=channels))
 
     return System(name, card.scale, run, f"{card.digest} {engine}")
 
@@ -155,14 +155,14 @@ def speeds(
     size = (image.shape[1], image.shape[0])
     small = codec.downscale(image, card, engine, threads)
     quality = 50 if card.storage else None
-    coloured = card.grey and image.ndim == 3
+    channels = 3 if image.ndim == 3 else 1
 
     def down() -> object:
         return codec.downscale(image, card, engine, threads)
 
     def up() -> object:
         return codec.upscale(
-            small, size, 8, card, engine, threads, quality=quality, coloured=coloured
+            small, size, 8, card, engine, threads, quality=quality, channels=channels
         )
 
     up()

@@ -265,10 +265,11 @@ def test_scale_picks_a_model(folder: Path) -> None:
     for options, model in (
         (["--scale", "4"], "car-x4-avif"),
         (["--scale", "4", "--lossless"], "car-x4"),
-        (["--scale", "3"], "car-x3"),
+        (["--scale", "3"], "rrnet-x3"),
         (["--scale", "auto", "--storage", "auto", "--quality", "100"], "car-x1-avif"),
         (["--storage", "jpeg2000", "--quality", "0"], "car-x2-jpeg2000"),
-        (["--storage", "png"], "car-x2"),
+        (["--storage", "png"], "tad-x2"),
+        (["--storage", "webp", "--quality", "80"], "car-x2"),
         ([], "car-x2-avif"),
     ):
         assert run("encode", folder / "a.png", "--overwrite", "-q", *options) == 0

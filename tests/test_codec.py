@@ -28,7 +28,10 @@ INDEX = json.loads((GOLDEN / "index.json").read_text())
 Psnr = Callable[[Image.Image, Image.Image], float]
 
 
-@pytest.mark.parametrize(("model", "gain"), [("car-x2", 1.0), ("car-x3", 0.7), ("car-x4", 0.5)])
+@pytest.mark.parametrize(
+    ("model", "gain"),
+    [("car-x2", 1.0), ("tad-x2", 1.8), ("car-x3", 0.7), ("rrnet-x3", 1.5), ("car-x4", 0.5)],
+)
 def test_shipped_models_beat_bicubic(
     model: str, gain: float, taipei: Image.Image, peak_signal: Psnr
 ) -> None:
@@ -40,7 +43,7 @@ def test_shipped_models_beat_bicubic(
     assert found > bicubic + gain
 
 
-@pytest.mark.parametrize("model", ["car-x2", "car-x3", "car-x4"])
+@pytest.mark.parametrize("model", ["car-x2", "tad-x2", "car-x3", "rrnet-x3", "car-x4"])
 def test_the_thumbnail_looks_like_the_photo(
     model: str, taipei: Image.Image, peak_signal: Psnr
 ) -> None:

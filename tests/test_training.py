@@ -203,7 +203,15 @@ def test_the_papers_pairs_train_export_and_encode(
     # a tile's place does not show
     whole = codec.decode(encoded.data, engine=engine, tile=512)
     assert np.abs(np.asarray(whole, int) - results[2]).max() <= 1
-    assert carcodec.decode(carcodec.encode(small.convert("L"), model="pair").data).mode == "L"
+    # a grey photo: what the network spreads over three planes is kept in three
+    grey = small.convert("L")
+    file = carcodec.encode(grey, model="pair").data
+    header = carcodec.read_header(file)
+    assert header.lr_channels == (3 if zoo.find("pair").mixes else 1) and header.mode_name == "L"
+    assert carcodec.thumbnail(file).mode == carcodec.decode(file).mode == "L"
+    in_colour = carcodec.decode(carcodec.encode(grey.convert("RGB"), model="pair").data)
+    difference = np.abs(np.asarray(in_colour, float).mean(2) - np.asarray(carcodec.decode(file)))
+    assert (difference <= 1).mean() > 0.9  # but where a colour alone is beyond black or white
 
 
 def test_colour_is_stored_as_grey(

@@ -73,6 +73,17 @@ class ModelCard:
         return self.downscaler.family == "tad-grey"
 
     @property
+    def mixes(self) -> bool:
+        """Whether LR of a grey photo is in colour: its three planes hold more than one does."""
+        return (
+            self.downscaler.family in ("rrnet", "tad") and self.downscaler.options["channels"] == 3
+        )
+
+    def lr_channels(self, channels: int) -> int:
+        """How many LR has of a photo of 1 or 3, alpha left out."""
+        return 1 if self.grey else 3 if self.mixes else channels
+
+    @property
     def digest(self) -> str:
         """SHA-256 over the two files' SHA-256 digests, hexadecimal."""
         both = bytes.fromhex(self.downscaler.sha256) + bytes.fromhex(self.upscaler.sha256)
