@@ -667,6 +667,9 @@ def train(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Threads = 0,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard's events beside log.csv.")
+    ] = False,
 ) -> None:
     """Train a downscaler and an upscaler together; needs the torch extra.
 
@@ -710,6 +713,7 @@ def train(
             init=init,
             device=device,
             report=report,
+            tensorboard=tensorboard,
         )
     if not quiet:
         screen.print(f"{out / 'checkpoint.pt'}: validation {psnr:.2f} dB (RGB)")

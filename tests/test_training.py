@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
+import io
 import os
 import subprocess
 import sys
@@ -18,7 +20,13 @@ from PIL import Image
 import carcodec
 from carcodec import codec, dial, engines, zoo
 from carcodec.codec import upscale
-from carcodec.errors import DataError, ModelNotFoundError, RecipeError, TrainingError
+from carcodec.errors import (
+    DataError,
+    MissingDependencyError,
+    ModelNotFoundError,
+    RecipeError,
+    TrainingError,
+)
 from carcodec.training import loop
 from carcodec.training.data import Patches, load_images, split
 from carcodec.training.export import export
@@ -619,3 +627,29 @@ def test_the_sheet_shows_photo_lr_restored_and_error(tmp_path: Path, data: Path)
     lr = shown[16:, 132:260]
     assert np.array_equal(lr[::2, ::2], lr[1::2, 1::2])
     assert 100 < shown[16:, -128:].mean() < 155  # the error is around grey
+
+
+def test_tensorboard_sees_what_the_log_says(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    loaded, out = load_recipe(recipe(tmp_path)), tmp_path / "run"
+    psnr = loop.train(loaded, data, out, minutes=0.01, tensorboard=True)
+    events = accumulator.EventAccumulator(str(out))
+    events.Reload()
+    (last,) = events.Scalars("validation_psnr")
+    with (out / "log.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert last.value == pytest.approx(psnr) and last.step == int(row["step"])
+    assert events.Scalars("loss")[0].value == pytest.approx(float(row["loss"]), abs=1e-5)
+    (picture,) = events.Images("sheet")
+    kept = (out / "sheet.png").read_bytes()
+    sizes = []
+    for data_of in (picture.encoded_image_string, kept):
+        with Image.open(io.BytesIO(data_of)) as shown:
+            sizes.append(shown.size)
+    assert sizes[0] == sizes[1]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match="pip install tensorboard"):
+        loop.train(loaded, data, tmp_path / "other", minutes=0.01, tensorboard=True)
+    assert not (tmp_path / "other").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import math
 import time
@@ -13,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
 from carcodec import atomic, storage, zoo
-from carcodec.errors import TrainingError
+from carcodec.errors import MissingDependencyError, TrainingError
 from carcodec.networks import car, families, tad
 from carcodec.training import proxies
 from carcodec.training.data import Patches, load_images, split
@@ -416,6 +418,7 @@ def train(
     report_every: float = 5.0,
     checkpoint_every: float = 120.0,
     validate_every: float = 300.0,
+    tensorboard: bool = False,
 ) -> float:
     """Train ``recipe`` on the images under ``data``, leaving ``out/checkpoint.pt`` and a log.
 
@@ -425,6 +428,7 @@ def train(
     training time (the recipe's own budget by default); time spent before a resume counts. The
     seconds given last space reports, checkpoints and validations. A new run starts from ``init``: a
     checkpoint's averaged weights, or the weights of a model, given by its folder or its name.
+    ``tensorboard`` writes what goes into the log, and the sheet, as TensorBoard's events, too.
 
     Returns:
         The final validation RGB PSNR in dB; NaN on any but the first of several processes.
@@ -433,7 +437,12 @@ def train(
         TrainingError: a run is in the way and ``resume`` is not set, or the loss diverged.
         DataError: ``data`` holds no usable images.
         ModelNotFoundError: ``init`` names a model that is not installed.
+        MissingDependencyError: ``tensorboard`` is not installed.
     """
+    if tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise MissingDependencyError(
+            "TensorBoard's events need its package: pip install tensorboard"
+        )
     budget = minutes or recipe.training.minutes
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists() and not resume:
@@ -466,7 +475,10 @@ def train(
                 if now - validated >= validate_every or finished:
                     psnr, validated = trainer.validate(), now
                     _log(out / "log.csv", trainer, mean, rate, psnr)
-                    atomic.write(out / "sheet.png", sheet(trainer.shown, recipe.scale))
+                    shown = sheet(trainer.shown, recipe.scale)
+                    atomic.write(out / "sheet.png", shown)
+                    if tensorboard:
+                        _events(out, trainer.step, shown, mean, rate, psnr)
                 report(Progress(trainer.step, trainer.minutes, budget, mean, rate, psnr))
                 reported, losses = now, []
             if now - saved >= checkpoint_every or finished:
@@ -477,6 +489,19 @@ def train(
         return trainer.validate() if psnr is None else psnr
     finally:
         world.leave()
+
+
+def _events(out: Path, step: int, shown: bytes, loss: float, rate: float, psnr: float) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    # a writer for each: nothing is lost where the run is killed
+    writer: Any = SummaryWriter(out)
+    values = {"loss": loss, "learning_rate": rate, "validation_psnr": psnr}
+    for name, value in values.items():
+        writer.add_scalar(name, value, step)
+    with Image.open(io.BytesIO(shown)) as picture:
+        writer.add_image("sheet", np.asarray(picture), step, dataformats="HWC")
+    writer.close()
 
 
 def _log(path: Path, trainer: _Trainer, loss: float, rate: float, psnr: float) -> None:
