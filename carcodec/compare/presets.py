@@ -1,7 +1,7 @@
 """Two comparisons that papers print, run on the user's pictures with the installed models.
 
-``rsrnet-table4``: Wei et al., "Reduced & Super-Resolution Network", table 4. Luma only. LR stored
-as a PGM through 7-Zip's LZMA, and by lossless JPEG 2000, against JPEG of quality 44, JPEG 2000 at
+``rsrnet-table4``: Cai et al., RSRNet, table 4. Luma only. LR stored as a PGM (a PPM, where LR is
+in colour) through 7-Zip's LZMA, and by lossless JPEG 2000, against JPEG of quality 44, JPEG 2000 at
 13:1, and both at no less SSIM than the network's.
 
 ``car-table5``: Sun and Chen, CAR, table V. Bits per LR pixel that JPEG-LS (no colour transform)
@@ -27,7 +27,7 @@ from rich.table import Table
 
 from carcodec import atomic, codec, metrics, zoo
 from carcodec.compare.run import load, paths
-from carcodec.errors import CarcodecError, CompareError, ModelNotFoundError
+from carcodec.errors import CarcodecError, CompareError
 
 __all__ = ["PRESETS", "Sheet", "rendered", "run", "save"]
 
@@ -96,14 +96,12 @@ def _table4(
 ) -> list[Sheet]:
     notes: list[str] = []
     if not models:
-        models = ["rrnet-x3"]
-        try:
-            zoo.find("rrnet-x3")
-        except ModelNotFoundError:
+        models = [c.name for c in _plain_models() if c.name in ("rsrnet-x3", "rrnet-x3")]
+        if not models:
             models = [c.name for c in _plain_models()]
             notes.append(
-                "rrnet-x3 is not installed: these are the installed models for lossless LR, at "
-                "their own scales"
+                "neither rsrnet-x3 nor rrnet-x3 is installed: these are the installed models for "
+                "lossless LR, at their own scales"
             )
     sheets = []
     for number, model in enumerate(models):
@@ -120,6 +118,9 @@ def _table4(
                 label, label
             )
             columns += [f"{label}: bytes", "bpp", "SSIM"]
+        own = list(notes)
+        if zoo.find(model).mixes:
+            own.append(f"{model} was trained in colour: of luma, too, its LR has three planes")
         published = ", ".join(f"{k} {v[0]} / {v[1]:.4f} / {v[2]:.4f}" for k, v in _TABLE4.items())
         sheets.append(
             Sheet(
@@ -127,7 +128,7 @@ def _table4(
                 f"RSRNet table 4 with {model}: luma, ×{scale}, LR lossless",
                 tuple(columns),
                 (*map(tuple, rows), _means(rows)),
-                (*notes, f"published means on Set5 (bytes / bpp / SSIM): {published}"),
+                (*own, f"published means on Set5 (bytes / bpp / SSIM): {published}"),
                 grouped=3,
             )
         )
@@ -144,8 +145,9 @@ def _row4(image: Pixels, model: str, scale: int, engine: str) -> list[float | No
     encoded = codec.store(prepared, "png", None)
     restored = np.asarray(codec.decode_array(encoded.data, engine=engine))
     reached = metrics.ssim(luma, restored)
-    pgm = f"P5 {small.shape[1]} {small.shape[0]} 255\n".encode() + small.tobytes()
-    seven = len(lzma.compress(pgm, lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME))
+    kind = "P5" if small.ndim == 2 else "P6"
+    portable = f"{kind} {small.shape[1]} {small.shape[0]} 255\n".encode() + small.tobytes()
+    seven = len(lzma.compress(portable, lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME))
     lossless = len(imagecodecs.jpeg2k_encode(small, level=0, reversible=True, codecformat="j2k"))
 
     def jpeg(quality: int) -> tuple[int, float]:
