@@ -1,0 +1,140 @@
+"""The GPU path: the resampler against the memory's bandwidth, and networks and codec in MP/s.
+
+    python benchmarks/gpu.py [--megapixels 24] [--models car-x2-avif car-x4-avif]
+        [--engines tensorrt pytorch] [--repeat 20]
+
+"of the floor" is the share of the time that reading weights, offsets and photo once and writing LR
+once would take at the bandwidth of a device-to-device copy measured in the same run. "resident"
+times the network alone on tiles that are on the GPU already; "photos" the whole way of decoding
+several photos, two at a time, LR codec included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from speed import PHOTO, load
+
+from carcodec import codec, engines, zoo
+from carcodec.engines import plans, pytorch
+from carcodec.plugins.resampler import pytorch as fused
+
+
+def seconds(action: Callable[[], object], repeat: int) -> float:
+    """Of one run on the GPU: the median of ``repeat``, after three to warm up."""
+    for _ in range(3):
+        action()
+    found = []
+    for _ in range(repeat):
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        action()
+        last.record()
+        last.synchronize()
+        found.append(first.elapsed_time(last) / 1000)
+    return float(np.median(found))
+
+
+def bandwidth(repeat: int) -> float:
+    """Bytes per second, read and written, of a copy of a gibibyte."""
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * 2**30 / seconds(lambda: target.copy_(source), repeat)
+
+
+def resampler(console: Console, repeat: int) -> None:
+    speed = bandwidth(repeat)
+    title = f"resampler, {torch.cuda.get_device_name()}, copy {speed / 1e9:.0f} GB/s"
+    table = Table(
+        "scale", "storage", "forward, ms", "GB/s", "of the floor", "backward, ms", title=title
+    )
+    for scale in (2, 3, 4):
+        side = 2304 // scale // 4 * 4
+        taps = (3 * scale) ** 2
+        for dtype in (torch.float32, torch.float16):
+            like = {"dtype": dtype, "device": "cuda"}
+            image = torch.rand(1, 3, side * scale, side * scale, **like)  # type: ignore[call-overload]
+            weights = torch.randn(1, taps, side, side, **like) * 0.1  # type: ignore[call-overload]
+            offsets = torch.randn(1, 2 * taps, side, side, **like) * 0.3  # type: ignore[call-overload]
+            given = (image, weights, offsets)
+            size = sum(t.nbytes for t in given) + image.nbytes // scale**2
+            took = seconds(lambda: fused.resample(*given, scale, quantise=True), repeat)  # noqa: B023
+            back = "–"
+            if dtype == torch.float32:
+                leaves = [t.clone().requires_grad_() for t in given]
+                small = fused.resample(*leaves, scale)  # type: ignore[misc]
+                slope = torch.ones_like(small)
+                run = lambda: torch.autograd.grad(small, leaves, slope, retain_graph=True)  # noqa: B023, E731
+                back = f"{1000 * seconds(run, repeat):.2f}"
+            table.add_row(
+                f"×{scale}", str(dtype).removeprefix("torch."), f"{1000 * took:.3f}",
+                f"{size / took / 1e9:.0f}", f"{100 * size / speed / took:.0f} %", back,
+            )  # fmt: skip
+    console.print(table)
+
+
+def networks(
+    console: Console, names: list[str], wanted: list[str], megapixels: float, repeat: int
+) -> None:
+    photo = load(PHOTO, megapixels)
+    area = photo.shape[0] * photo.shape[1] / 1e6
+    size = (photo.shape[1], photo.shape[0])
+    table = Table("model", "engine", "resident", "encode", "decode", "photos", title="MP/s")
+    for name in names:
+        card = zoo.find(name)
+        file = codec.encode(photo, model=name, storage_codec="avif", quality=50.0).data
+        for engine in wanted:
+            small = codec.downscale(photo, card, engine)
+            quality = 50 if card.storage else None
+            resident = "–"
+            if engine == "pytorch":
+                network = pytorch.load(card, "upscaler")
+                if isinstance(network, pytorch.Pipeline):
+                    count = plans.batch(card, "upscaler", True)
+                    tiles = torch.rand(count, 3, 512, 512, device="cuda")
+                    tiles = tiles.contiguous(memory_format=torch.channels_last)
+                    took = seconds(lambda: network._computed(tiles, 0.5), repeat)  # noqa: B023
+                    resident = f"{count * (512 * card.scale) ** 2 / 1e6 / took:.0f}"
+            times = []
+            for action in (
+                lambda: codec.downscale(photo, card, engine),  # noqa: B023
+                lambda: codec.upscale(small, size, 8, card, engine, quality=quality),  # noqa: B023
+            ):
+                action()
+                start = time.perf_counter()
+                for _ in range(3):
+                    action()
+                times.append(3 * area / (time.perf_counter() - start))
+            start = time.perf_counter()
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(lambda data: codec.decode_array(data, engine=engine), [file] * 6))  # noqa: B023
+            whole = 6 * area / (time.perf_counter() - start)
+            table.add_row(name, engine, resident, *(f"{t:.0f}" for t in times), f"{whole:.0f}")
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--megapixels", type=float, default=24)
+    parser.add_argument("--models", nargs="*", default=["car-x2-avif", "car-x4-avif"])
+    parser.add_argument("--engines", nargs="*")
+    parser.add_argument("--repeat", type=int, default=20)
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("there is no GPU that PyTorch can use")
+    console = Console()
+    resampler(console, arguments.repeat)
+    found = [e for e in engines.available() if e in (*engines.ON_GPU, "pytorch")]
+    wanted = arguments.engines or found
+    networks(console, arguments.models, wanted, arguments.megapixels, arguments.repeat)
+
+
+if __name__ == "__main__":
+    main()
