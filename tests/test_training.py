@@ -222,13 +222,16 @@ def test_the_papers_pairs_train_export_and_encode(
     assert (difference <= 1).mean() > 0.9  # but where a colour alone is beyond black or white
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 def test_colour_is_stored_as_grey(
-    tmp_path: Path, data: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch, stride: int
 ) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(
         'name = "grey"\nscale = 1\n[downscaler]\nfamily = "tad-grey"\nwidth = 8\nblocks = 1\n'
+        f"stride = {stride}\n"
         '[upscaler]\nfamily = "tau-colour"\nwidth = 8\nblocks = 1\n'
+        f"stride = {stride}\n"
         "[training]\nbatch = 4\npatch = 32\nlearning_rate = 4e-3\nguide = 5.0\n"
     )
     trainer, gain = trained(path, data)

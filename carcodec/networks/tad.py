@@ -103,43 +103,59 @@ def _unscaled(scale: int) -> None:
         raise ValueError(f"grey for colour keeps the size: its scale is 1, not {scale}")
 
 
-class TADGrey(PlaneNetwork):
+class _Strided(PlaneNetwork):
+    """What TADGrey and TAUColour share: a body whose features stand for ``stride``² pixels."""
+
+    def __init__(
+        self, scale: int, inputs: int, outputs: int, width: int, blocks: int, stride: int
+    ) -> None:
+        super().__init__(scale, 3)
+        _unscaled(scale)
+        if stride not in (1, 2):
+            raise ValueError(f"stride must be 1 or 2, not {stride}")
+        self.stride = stride
+        cells = stride**2
+        self.apart = nn.PixelUnshuffle(stride) if stride > 1 else nn.Identity()
+        self.body = _Body(cells * inputs, width, blocks)
+        self.image = nn.Conv2d(width, cells * outputs, 3, padding=1)
+        self.together = nn.PixelShuffle(stride) if stride > 1 else nn.Identity()
+
+    @property
+    def halo(self) -> int:
+        return self.stride * (3 + 2 * len(self.body.blocks)) + 2 * (self.stride - 1)
+
+    def made(self, x: Tensor) -> Tensor:
+        found: Tensor = self.together(self.image(self.body(self.apart(x - 0.5))))
+        return found
+
+
+class TADGrey(_Strided):
     """TAD for colour (section 3.3): RGB to one grey plane of the same size, for TAUColour.
 
     A residual on luma (BT.601, full range), TAD's body without its scaling layer: nine
     convolutions. ``(N, 3, H, W)`` to as many planes, all three the same.
+
+    With ``stride`` 2, ours, features stand for 2×2 pixels. Convolutions alone do the same
+    everywhere, and have no pattern to hide a flat surface's colour in; the four pixels of a cell
+    can differ. Sides must then be even.
     """
 
-    def __init__(self, scale: int = 1, width: int = 64, blocks: int = 3) -> None:
-        super().__init__(scale, 3)
-        _unscaled(scale)
-        self.body = _Body(3, width, blocks)
-        self.image = faint(nn.Conv2d(width, 1, 3, padding=1))
+    def __init__(self, scale: int = 1, width: int = 64, blocks: int = 3, stride: int = 1) -> None:
+        super().__init__(scale, 3, 1, width, blocks, stride)
+        faint(self.image)
         self.guide = Luma()
 
-    @property
-    def halo(self) -> int:
-        return 3 + 2 * len(self.body.blocks)
-
     def core(self, x: Tensor) -> Tensor:
-        grey = self.image(self.body(x - 0.5)) + self.guide(x)
+        grey = self.made(x) + self.guide(x)
         return torch.cat((grey, grey, grey), 1)
 
 
-class TAUColour(PlaneNetwork):
+class TAUColour(_Strided):
     """The other way: from the first plane of ``(N, 3, H, W)`` to RGB."""
 
-    def __init__(self, scale: int = 1, width: int = 64, blocks: int = 3) -> None:
-        super().__init__(scale, 3)
-        _unscaled(scale)
+    def __init__(self, scale: int = 1, width: int = 64, blocks: int = 3, stride: int = 1) -> None:
+        super().__init__(scale, 1, 3, width, blocks, stride)
         self.plane = FirstPlane()
-        self.body = _Body(1, width, blocks)
-        self.image = nn.Conv2d(width, 3, 3, padding=1)
-
-    @property
-    def halo(self) -> int:
-        return 3 + 2 * len(self.body.blocks)
 
     def core(self, x: Tensor) -> Tensor:
-        found: Tensor = self.image(self.body(self.plane(x) - 0.5)) + 0.5
-        return found
+        return self.made(self.plane(x)) + 0.5
