@@ -36,7 +36,9 @@ def installed(name: str, engine: str, threads: int) -> tuple[int, Pair]:
     def run(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         small = codec.downscale(image, card, engine, threads)
         size = (image.shape[1], image.shape[0])
-        return small, np.asarray(codec.upscale(small, size, 8, card, engine, threads))
+        channels = 3 if image.ndim == 3 else 1
+        restored = codec.upscale(small, size, 8, card, engine, threads, channels=channels)
+        return small, np.asarray(restored)
 
     return card.scale, run
 

@@ -386,10 +386,10 @@ def engine_build(
         task = bar.add_task("", total=len(jobs))
         for card, side in jobs:
             bar.update(task, description=f"{engine}: {side} of {card.name}")
-            path = plans.folder() / plans.key(library, card, side, "fp32", device)
-            there = path.exists()
-            plans.plan(library, card, side, "fp32", device)
-            bar.console.print(f"{path}{' was there' if there else ''}", markup=False)
+            before = set(plans.folder().glob("*.plan"))
+            precision, _ = session.planned(library, card, side)
+            path = plans.folder() / plans.key(library, card, side, precision, device)
+            bar.console.print(f"{path}{' was there' if path in before else ''}", markup=False)
             bar.advance(task)
 
 

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carcodec.engines import batches, guard, plans
+from carcodec.engines import batches, guard, log, plans
 from carcodec.errors import EngineError
 from carcodec.zoo import ModelCard
 
-__all__ = ["Device", "Session", "device_name", "network"]
+__all__ = ["Device", "Session", "device_name", "network", "planned"]
 
 Block = NDArray[np.float32]
 _ON_THE_WAY = 2  # batches of one caller,
@@ -203,32 +203,47 @@ def device_name() -> str:
     return _DEVICE[0].name
 
 
-def network(library: plans.Library, card: ModelCard, side: str, precision: str = "") -> Session:
-    """A network that runs on the GPU; its plan is built where the cache has none.
+def planned(
+    library: plans.Library, card: ModelCard, side: str, precision: str = ""
+) -> tuple[str, bytes]:
+    """The precision and the plan that a network runs with; built where the cache has none.
 
     ``precision`` is ``fp32``, ``fp16``, or left out: then an upscaler is float16 unless
     :mod:`carcodec.engines.guard` refuses that. What a downscaler makes is kept for good, and stays
-    float32.
+    float32. Without a GPU there is no guard, and the plan serves no GPU: it only shows that
+    TensorRT builds it.
 
     Raises:
-        EngineError: no GPU, or TensorRT refused.
+        EngineError: TensorRT refused.
         PlanRefusedError: the precision asked for does not compute what the network does.
+    """
+    device = device_name()
+    count = plans.batch(card, side, library.plugin)
+
+    def refusal(data: bytes) -> str:
+        if not device:
+            return ""
+        return guard.refusal(Session(library, _DEVICE[0], data, count), card, side)
+
+    half = side == "upscaler" and card.upscaler.family != "bicubic"
+    first, *others = [precision] if precision else ["fp16", "fp32"] if half else ["fp32"]
+    try:
+        return first, plans.plan(library, card, side, first, device, refusal=refusal)
+    except plans.PlanRefusedError as error:
+        if not others:
+            raise
+        log.warning("float32 is taken: %s", error)
+    (last,) = others
+    return last, plans.plan(library, card, side, last, device, refusal=refusal)
+
+
+def network(library: plans.Library, card: ModelCard, side: str, precision: str = "") -> Session:
+    """A network that runs on the GPU, by :func:`planned`.
+
+    Raises: as that, and
+        EngineError: there is no GPU.
     """
     if not _DEVICE:
         _DEVICE.append(Device())
-    device = _DEVICE[0]
-    count = plans.batch(card, side, library.plugin)
-    fast = side == "upscaler" and card.upscaler.family != "bicubic"
-    for tried in [precision] if precision else ["fp16", "fp32"] if fast else ["fp32"]:
-
-        def refusal(data: bytes) -> str:
-            return guard.refusal(Session(library, device, data, count), card, side)
-
-        try:
-            data = plans.plan(library, card, side, tried, device.name, refusal=refusal)
-        except plans.PlanRefusedError:
-            if tried == "fp32" or precision:
-                raise
-        else:
-            return Session(library, device, data, count)
-    raise AssertionError("fp32 is returned or raised")
+    _, data = planned(library, card, side, precision)
+    return Session(library, _DEVICE[0], data, plans.batch(card, side, library.plugin))
