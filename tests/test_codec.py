@@ -59,6 +59,15 @@ def test_the_thumbnail_looks_like_the_photo(
     assert peak_signal(small, bicubic) > 22
 
 
+def test_a_grey_file_gives_its_colours_back(taipei: Image.Image, peak_signal: Psnr) -> None:
+    image = taipei.crop((240, 320, 495, 511))
+    data = carcodec.encode(image, model="tad-grey").data
+    assert peak_signal(image, carcodec.decode(data)) > 28  # neon lights: photos have 40
+    grey = carcodec.thumbnail(data)
+    assert grey.mode == "L" and grey.size == image.size
+    assert peak_signal(grey, image.convert("L")) > 28
+
+
 @pytest.mark.parametrize("name", [c.name for c in storage.STORAGES])
 def test_every_storage_holds_the_same_small_image(name: str, photo: Image.Image) -> None:
     encoded = carcodec.encode(photo, model="tiny-x2", storage_codec=name)
@@ -217,7 +226,7 @@ def test_files_of_every_shipped_version_still_decode(
     assert header.model_digest == card.short_digest
     assert header.model_version == card.version
     restored = carcodec.decode(data, engine="onnxruntime")
-    floor = {1: 28.0, 2: 23.0, 3: 21.0, 4: 20.0}[card.scale]
+    floor = {1: 27.0, 2: 23.0, 3: 21.0, 4: 20.0}[card.scale]
     assert peak_signal(restored, taipei.crop((380, 380, 461, 443))) > floor
 
 
