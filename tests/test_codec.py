@@ -37,6 +37,7 @@ Psnr = Callable[[Image.Image, Image.Image], float]
         ("car-x3", 0.7),
         ("rrnet-x3", 1.5),
         ("car-x4", 0.5),
+        ("rrnet-x4", 0.7),
     ],
 )
 def test_shipped_models_beat_bicubic(
@@ -50,7 +51,9 @@ def test_shipped_models_beat_bicubic(
     assert found > bicubic + gain
 
 
-@pytest.mark.parametrize("model", ["car-x2", "tad-x2", "rrnet-x2", "car-x3", "rrnet-x3", "car-x4"])
+@pytest.mark.parametrize(
+    "model", ["car-x2", "tad-x2", "rrnet-x2", "car-x3", "rrnet-x3", "car-x4", "rrnet-x4"]
+)
 def test_the_thumbnail_looks_like_the_photo(
     model: str, taipei: Image.Image, peak_signal: Psnr
 ) -> None:
