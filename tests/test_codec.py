@@ -38,6 +38,7 @@ Psnr = Callable[[Image.Image, Image.Image], float]
         ("rrnet-x3", 1.5),
         ("car-x4", 0.5),
         ("rrnet-x4", 0.7),
+        ("tad-x4", 0.7),
     ],
 )
 def test_shipped_models_beat_bicubic(
@@ -52,7 +53,7 @@ def test_shipped_models_beat_bicubic(
 
 
 @pytest.mark.parametrize(
-    "model", ["car-x2", "tad-x2", "rrnet-x2", "car-x3", "rrnet-x3", "car-x4", "rrnet-x4"]
+    "model", ["car-x2", "tad-x2", "rrnet-x2", "car-x3", "rrnet-x3", "car-x4", "rrnet-x4", "tad-x4"]
 )
 def test_the_thumbnail_looks_like_the_photo(
     model: str, taipei: Image.Image, peak_signal: Psnr
