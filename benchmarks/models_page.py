@@ -26,7 +26,9 @@ Written by `python benchmarks/models_page.py` from the cards, and what `carcodec
 prints; figures are on the [paper protocol](PROTOCOL.md). "bicubic" is the same upscaler trained
 the same time on bicubic LR; "paper" is the same pair as its paper prints it, whose networks may be
 a hundred times as large (CAR's EDSR has 32 blocks of 256 channels), and "distance" what ours has
-above it, in dB. "LR bpp" is lossless JPEG XL, bits per HR pixel; "JPEG bpp" is what a JPEG of the
+above it, in dB; a paper that trained in colour as well is compared in RGB. Where a paper's networks
+see luma alone, colour networks have an advantage in Y: LR's three planes hold more of it than one.
+"LR bpp" is lossless JPEG XL, bits per HR pixel; "JPEG bpp" is what a JPEG of the
 same RGB PSNR takes.
 
 Models named after a storage codec are trained for it: both networks through the codec itself, the

@@ -97,12 +97,16 @@ def _fidelity(card: zoo.ModelCard) -> list[str]:
     baseline = card.measured.get("baseline", {})
     pair = _PAIRS.get((card.downscaler.family, card.upscaler.family))
     sets = [evaluate.Row("", card.scale, name, 0, {}) for name in rows]
-    papers = {
-        p.pictures: p
-        for label in reversed(evaluate.tables())
-        for p in evaluate.published(sets, label)
-        if (p.downscaler, p.upscaler) == pair
-    }
+    # a paper that trained in colour as well is compared in colour
+    colour = card.downscaler.options.get("channels", 3) == 3
+    papers: dict[str, evaluate.Published] = {}
+    for label in reversed(evaluate.tables()):
+        for p in evaluate.published(sets, label):
+            known = papers.get(p.pictures)
+            if (p.downscaler, p.upscaler) == pair and not (
+                colour and known and "psnr_rgb" in known.figures and "psnr_rgb" not in p.figures
+            ):
+                papers[p.pictures] = p
     lines = [
         "| set | Y PSNR | Y SSIM | RGB PSNR | LR bpp | JPEG bpp | bicubic Y PSNR | "
         "paper | distance |",
@@ -113,9 +117,8 @@ def _fidelity(card: zoo.ModelCard) -> list[str]:
         paper, apart = "", ""
         if name in papers:
             figures = papers[name].figures
-            key, own = (
-                ("psnr_y", "Y PSNR dB") if "psnr_y" in figures else ("psnr_rgb", "RGB PSNR dB")
-            )
+            in_colour = "psnr_rgb" in figures and (colour or "psnr_y" not in figures)
+            key, own = ("psnr_rgb", "RGB PSNR dB") if in_colour else ("psnr_y", "Y PSNR dB")
             what = "" if key == "psnr_y" else " RGB"
             paper = f"{figures[key]:.2f}{what} ({papers[name].label})"
             apart = f"{row[own] - figures[key]:+.2f}"
