@@ -148,7 +148,9 @@ def main() -> None:
             bpp, psnr = grids[model][quality].mean(0)
             print(f"{storage} hull: {model} q{quality:g} {bpp:.3f} bpp {psnr:.2f} dB")
         texts.append(toml(storage, parts(grids), grids))
-    text = "\n".join([HEAD + 'auto = "avif"\n', "[dials]", *texts]) + "\n"
+    kept = [f'{scale} = "{model}"' for scale, model in dial._table().lossless.items()]
+    lossless = ["[lossless]  # which model stores LR losslessly, by scale; chosen by hand", *kept]
+    text = "\n".join([HEAD + 'auto = "avif"\n', *lossless, "", "[dials]", *texts]) + "\n"
     print(text)
     if arguments.write:
         atomic.write(DIAL, text.encode())

@@ -785,13 +785,14 @@ def _each(
         raise typer.BadParameter(f"several inputs need a folder, {output} is a file")
     failures = 0
     targets = [files.output_path(s, r, output, many, suffix) for s, r in found]
+    first = {target: at for at, target in reversed(list(enumerate(targets)))}
     stopped = threading.Event()
     with _bar("", disable=quiet) as bar:
         whole = bar.add_task(verb, total=len(found)) if many else None
 
         def run(at: int) -> str:
             source, target = found[at][0], targets[at]
-            if target in targets[:at]:
+            if first[target] != at:
                 raise files.OutputError(f"{source}: {target} is that of another input of that name")
             if target != source:  # else what is wrong with the input comes first
                 files.check_output(target, overwrite)
