@@ -574,7 +574,8 @@ def evaluate(
     models: Annotated[
         str,
         typer.Option(
-            help="Models, and bicubic-x2, box-x3, lanczos3-x4, …, with commas. [all that fit]"
+            help="Models, and bicubic-x2, box-x3, lanczos3-x4, …, or one's LR into another: "
+            "bicubic-x2+car-x2; with commas. [all that fit]"
         ),
     ] = "",
     table: Annotated[

@@ -16,6 +16,7 @@ _PAPERS = {
     "tau-colour": "H. Kim et al., TAD, ECCV 2018",
     "edsr": "B. Lim et al., EDSR, CVPR workshops 2017",
     "edsr-published": "B. Lim et al., EDSR, CVPR workshops 2017",
+    "srcnn": "C. Dong et al., SRCNN, ECCV 2014",
     "vdsr": "J. Kim et al., VDSR, CVPR 2016",
     "cnnsr": "Y. Li et al., CNN-CR, IEEE TIP 2019",
     "srdensenet": "T. Tong et al., SRDenseNet, ICCV 2017",

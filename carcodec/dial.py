@@ -110,7 +110,7 @@ def _plain(scale: int, lossless: bool) -> str:
     if lossless:
         usual = _table().lossless.get(scale or 2, usual)
     fitting = [card for card in zoo.installed() if scale in (0, card.scale) and not card.grey]
-    names = [card.name for card in sorted(fitting, key=lambda c: bool(c.storage))]
+    names = [card.name for card in sorted(fitting, key=lambda c: (bool(c.storage), c.fixed))]
     return usual if usual in names or not names else names[0]
 
 

@@ -57,6 +57,8 @@ class System:
         run: RGB ``(H, W, 3)`` uint8, sides multiples of the scale, to LR and the restored picture.
         identity: changes when results would; results are remembered by it.
         kernel: of a plain resizer, which the ``matlab`` protocol applies to luma alone.
+        planes: whether its networks, if any, take planes one by one: then ``run`` takes luma
+            ``(H, W)``, which is all that the ``matlab`` protocol gives it.
     """
 
     name: str
@@ -64,6 +66,7 @@ class System:
     run: Callable[[Pixels], tuple[Pixels, Pixels]]
     identity: str
     kernel: str = ""
+    planes: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,16 +106,18 @@ class Published:
 def system(name: str, engine: str = "auto") -> System:
     """An installed model, or a resizer, such as ``bicubic-x2``, with ``-x2`` … ``-x8``.
 
-    Resizers are ``bicubic``, ``box``, ``lanczos3``, ``dpid`` and ``perceptual``
-    (:func:`carcodec.resize.downscale`); what they shrink is enlarged with bicubic, as MATLAB's
-    imresize does it.
+    Resizers are those of :func:`carcodec.resize.downscale`; what they shrink is enlarged with
+    bicubic, as MATLAB's imresize does it. ``A+B`` shrinks with A and enlarges with B:
+    ``bicubic-x2+car-x2``.
 
     Raises:
         ModelNotFoundError: neither.
+        CompareError: a pair that cannot be one.
     """
-    kernel, _, scale = name.rpartition("-x")
-    if kernel in resize.DOWNSCALERS and scale in {str(s) for s in range(2, 9)}:
-        return _resizer(name, kernel, int(scale))
+    if "+" in name:
+        return _crossed(name, engine)
+    if resizer := _as_resizer(name):
+        return _resizer(name, *resizer)
     card = zoo.find(name)
 
     def run(image: Pixels) -> tuple[Pixels, Pixels]:
@@ -121,12 +126,56 @@ def system(name: str, engine: str = "auto") -> System:
         channels = 3 if image.ndim == 3 else 1
         return small, np.asarray(codec.upscale(small, size, 8, card, engine, 1, channels=channels))
 
-    return System(name, card.scale, run, f"{card.digest} {engine}")
+    planes = _one_plane(card.downscaler) and _one_plane(card.upscaler)
+    return System(name, card.scale, run, f"{card.digest} {engine}", planes=planes)
+
+
+def _as_resizer(name: str) -> tuple[str, int] | None:
+    kernel, _, scale = name.rpartition("-x")
+    if kernel in resize.DOWNSCALERS and scale in {str(s) for s in range(2, 9)}:
+        return kernel, int(scale)
+    return None
+
+
+def _one_plane(side: zoo.Side) -> bool:
+    return side.options.get("channels") == 1 or side.family == "bicubic"
+
+
+def _crossed(name: str, engine: str) -> System:
+    """``A+B``: one's downscaler and the other's upscaler."""
+    first, _, second = name.partition("+")
+    down, up = _as_resizer(first), _as_resizer(second)
+    shrinks = None if down else zoo.find(first)
+    enlarges = None if up else zoo.find(second)
+    scale = shrinks.scale if shrinks else down[1] if down else 0
+    other = enlarges.scale if enlarges else up[1] if up else 0
+    if scale != other:
+        raise CompareError(f"{first} is ×{scale} and {second} ×{other}: no pair")
+    if any(card is not None and card.grey for card in (shrinks, enlarges)):
+        raise CompareError(f"{name}: a model that stores colour in grey goes with no other")
+
+    def run(image: Pixels) -> tuple[Pixels, Pixels]:
+        size = (image.shape[1], image.shape[0])
+        if shrinks:
+            small = codec.downscale(image, shrinks, engine, 1)
+        else:
+            small = resize.downscale(image, scale, first.rpartition("-x")[0])
+        if not enlarges:
+            return small, resize.imresize(small, size)
+        channels = 3 if image.ndim == 3 else 1
+        found = codec.upscale(small, size, 8, enlarges, engine, 1, channels=channels)
+        return small, np.asarray(found)
+
+    digests = [card.digest if card else "resize 1" for card in (shrinks, enlarges)]
+    planes = (shrinks is None or _one_plane(shrinks.downscaler)) and (
+        enlarges is None or _one_plane(enlarges.upscaler)
+    )
+    return System(name, scale, run, " ".join((name, *digests, engine)), planes=planes)
 
 
 def systems() -> list[str]:
     """What is evaluated unless something is named: models for lossless LR, and bicubic beside."""
-    names = sorted({c.name for c in zoo.installed() if not c.storage and c.scale > 1})
+    names = sorted({c.name for c in zoo.installed() if not (c.storage or c.fixed) and c.scale > 1})
     scales = sorted({zoo.find(name).scale for name in names})
     return [*names, *(f"bicubic-x{scale}" for scale in scales)]
 
@@ -195,7 +244,8 @@ def evaluate(
         names: see :func:`system`; :func:`systems` if there are none.
         protocol: ``car`` measures luma that is not rounded, of 8-bit RGB. ``matlab`` rounds luma to
             8 bits first, and has plain resizers work on that luma alone, LR unrounded: what the
-            bicubic rows of super-resolution papers are. See docs/PROTOCOL.md.
+            bicubic rows of super-resolution papers are. Networks for single planes get it, too,
+            with LR in 8 bits. See docs/PROTOCOL.md.
         engine, jobs: what runs networks, and pictures at a time, each on one thread.
         cache: folder in which each picture's figures are kept; a run that was interrupted goes on.
         progress, complain: as for :func:`carcodec.compare.compare`.
@@ -282,6 +332,8 @@ def _measured(one: System, image: Pixels, protocol: Protocol) -> dict[str, float
             size = (width // scale, height // scale)
             lr = resize.imresize(original.astype(np.float64), size, one.kernel)
             pair = original, _rounded(resize.imresize(lr, (width, height)))
+        elif one.planes:
+            pair = original, one.run(original)[1]
         else:
             pair = original, _rounded(pair[1])
     small_area, area = small.shape[0] * small.shape[1], height * width
@@ -316,7 +368,7 @@ def _all_published() -> tuple[Published, ...]:
             name,
             row if isinstance(row, dict) else dict(zip(FIGURES, row, strict=False)),
             entry.get("recipe", "").format(scale),
-            tuple(ours.format(scale) for ours in entry.get("ours", ())),
+            tuple(ours.replace("{}", scale) for ours in entry.get("ours", ())),
         )
         for entry in data["tables"]
         for scale, sets in entry["scale"].items()

@@ -26,12 +26,18 @@ def _box_kernel(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray((x >= -0.5) & (x < 0.5), np.float64)
 
 
+def _triangle(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.maximum(1 - np.abs(x), 0))
+
+
 def _lanczos3(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
 
 
 KERNELS: dict[str, tuple[Kernel, float]] = {  # and its whole width
     "bicubic": (_cubic, 4.0),
+    "bilinear": (_triangle, 2.0),
+    "nearest": (_box_kernel, 1.0),
     "box": (_box_kernel, 1.0),
     "lanczos3": (_lanczos3, 6.0),
 }
@@ -41,9 +47,9 @@ def imresize(image: NDArray[Any], size: tuple[int, int], kernel: str = "bicubic"
     """``image`` ``(H, W)`` or ``(H, W, C)`` resized to ``size`` (width, height).
 
     As MATLAB's ``imresize`` does it by default: the kernel is widened when shrinking
-    (antialiasing), borders are reflected with the edge repeated, the axis that shrinks most goes
-    first, and uint8 is rounded between the two axes and at the end, halves away from zero. Floats
-    are not rounded.
+    (antialiasing; ``nearest`` stays as it is), borders are reflected with the edge repeated, the
+    axis that shrinks most goes first, and uint8 is rounded between the two axes and at the end,
+    halves away from zero. Floats are not rounded.
     """
     width, height = size
     scales = {0: height / image.shape[0], 1: width / image.shape[1]}
@@ -69,7 +75,7 @@ def _contributions(
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     """Normalised weights and source positions of each output position, ``(out_length, taps)``."""
     function, width = KERNELS[kernel]
-    shrink = min(scale, 1.0)
+    shrink = 1.0 if kernel == "nearest" else min(scale, 1.0)
     width /= shrink
     centre = (np.arange(out_length) + 0.5) / scale - 0.5
     first = np.floor(centre - width / 2)

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from carcodec import app, evaluate, metrics, resize
+from carcodec import app, codec, evaluate, metrics, resize, zoo
 from carcodec.errors import CarcodecError, CompareError, ModelNotFoundError
+from carcodec.networks import plain
 
 
 def one_pixel(line: np.ndarray, at: int, count: int) -> float:
@@ -45,7 +47,7 @@ def test_imresize_is_its_definition(length: int, count: int, seed: int) -> None:
     assert resize.imresize(line[:, None], (1, count))[:, 0] == pytest.approx(np.array(expected))
 
 
-@pytest.mark.parametrize("kernel", resize.KERNELS)
+@pytest.mark.parametrize("kernel", [k for k in resize.KERNELS if k != "nearest"])
 def test_imresize_of_photos(kernel: str, taipei: Image.Image) -> None:
     image = np.asarray(taipei.crop((200, 300, 392, 428)))
     small = resize.imresize(image, (64, 42), kernel)
@@ -54,6 +56,7 @@ def test_imresize_of_photos(kernel: str, taipei: Image.Image) -> None:
         "bicubic": Image.Resampling.BICUBIC,
         "box": Image.Resampling.BOX,
         "lanczos3": Image.Resampling.LANCZOS,
+        "bilinear": Image.Resampling.BILINEAR,
     }
     # Pillow differs at borders, which it does not reflect, and clamps between the axes in
     # another order
@@ -62,6 +65,27 @@ def test_imresize_of_photos(kernel: str, taipei: Image.Image) -> None:
     assert inner.max() <= 8 and (inner <= 1).mean() > 0.99
     flat = np.full((10, 12), 77, np.uint8)
     assert (resize.imresize(flat, (31, 4), kernel) == 77).all()
+
+
+def test_nearest_takes_the_middle_pixel(taipei: Image.Image) -> None:
+    image = np.asarray(taipei.crop((200, 300, 296, 372)))
+    for scale in (2, 3, 4):
+        small = resize.downscale(image, scale, "nearest")
+        assert (small == image[scale // 2 :: scale, scale // 2 :: scale]).all()
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("kind", ["bicubic", "bilinear", "nearest"])
+def test_what_models_are_trained_on_is_imresize(kind: str, scale: int, taipei: Image.Image) -> None:
+    image = np.asarray(taipei.crop((200, 300, 200 + 24 * scale, 300 + 20 * scale)))
+    planes = torch.tensor(image).permute(2, 0, 1)[None].float()
+    for channels in (1, 3):
+        network = plain.Interpolation(scale, channels, kind)
+        found = network(planes)[0].permute(1, 2, 0).numpy()
+        wanted = resize.imresize(image.astype(float), (24, 20), kind)
+        assert np.abs(found - wanted)[4:-4, 4:-4].max() < 1e-3
+    with pytest.raises(ValueError, match="bicubic, bilinear, nearest, not 'box'"):
+        plain.Interpolation(scale, 3, "box")
 
 
 @pytest.fixture
@@ -98,6 +122,38 @@ def test_figures_are_those_of_the_protocol(folder: Path, tmp_path: Path) -> None
     )
     for ours, theirs in zip(rows, matlab, strict=True):
         assert 0 < abs(ours.figures["psnr_y"] - theirs.figures["psnr_y"]) < 0.3
+
+
+def test_one_systems_lr_into_anothers_upscaler(
+    folder: Path, tmp_path: Path, taipei: Image.Image
+) -> None:
+    image = np.asarray(taipei.crop((260, 300, 390, 400)))
+    card = zoo.find("tiny-x2")
+    small, restored = evaluate.system("box-x2+tiny-x2").run(image)
+    assert (small == resize.downscale(image, 2, "box")).all()
+    assert (restored == codec.upscale(small, (130, 100), 8, card)).all()
+    small, restored = evaluate.system("tiny-x2+nearest-x2").run(image)
+    assert (small == codec.downscale(image, card)).all()
+    assert (restored == resize.imresize(small, (130, 100))).all()
+    rows = evaluate.evaluate([folder], ["tiny-x2+tiny-x2", "tiny-x2"], cache=tmp_path / "cache")
+    one, other = (row.figures | {"seconds": 0} for row in rows)
+    assert one == other
+    with pytest.raises(CompareError, match="box-x3 is ×3 and tiny-x2 ×2: no pair"):
+        evaluate.system("box-x3+tiny-x2")
+    with pytest.raises(ModelNotFoundError, match="car-x9"):
+        evaluate.system("box-x3+car-x9")
+
+
+def test_networks_for_luma_get_luma(folder: Path, tmp_path: Path) -> None:
+    name = "bicubic-x3+srcnn-bicubic-x3"
+    one = evaluate.system(name)
+    assert one.planes and not evaluate.system("bicubic-x2+tiny-x2").planes
+    image = np.asarray(Image.open(folder / "streets.png").convert("RGB"))[:99, :129]
+    y = np.floor(metrics.luma(image) + 0.5).astype(np.uint8)
+    expected = metrics.psnr(y, one.run(y)[1], border=3)
+    (folder / "hill.png").unlink()
+    (row,) = evaluate.evaluate([folder], [name], protocol="matlab", cache=tmp_path / "cache")
+    assert row.figures["psnr_y"] == pytest.approx(expected)
 
 
 def test_command_line_writes_tables_with_papers(folder: Path, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ SMALL: dict[tuple[str, str], tuple[dict[str, Any], tuple[int, ...]]] = {
     ("upscaler", "srnet"): ({"width": 8, "units": 2}, (2, 3, 4)),
     ("upscaler", "tau"): ({"width": 8, "blocks": 1}, (2, 4)),
     ("upscaler", "edsr-published"): ({"width": 8, "blocks": 2}, (2, 3, 4)),
+    ("downscaler", "interpolation"): ({"kind": "bilinear"}, (2, 3, 4)),
+    ("upscaler", "srcnn"): ({"width": 8, "inner": 4}, (2, 3, 4)),
     ("upscaler", "vdsr"): ({"width": 8, "layers": 4}, (2, 3, 4)),
     ("upscaler", "cnnsr"): ({"width": 8, "layers": 3}, (2, 3, 4)),
     ("upscaler", "srdensenet"): (
@@ -209,7 +211,7 @@ def test_the_last_layers_of_rsrnet_learn_ten_times_slower() -> None:
 @pytest.mark.parametrize(
     ("side", "family", "scale", "options", "words"),
     [
-        ("upscaler", "srcnn", 2, {}, "unknown upscaler family 'srcnn'; known: edsr, edsr-pub"),
+        ("upscaler", "fsrcnn", 2, {}, "unknown upscaler family 'fsrcnn'; known: edsr, edsr-pub"),
         ("upscaler", "rdn", 2, {"depth": 3}, "rdn: unknown key 'depth'; known: channels, width"),
         ("upscaler", "rdn", 2, {"width": 3.5}, "rdn: width must be int, not 3.5"),
         ("upscaler", "rdn", 5, {}, "3 or a power of 2, not 5"),

@@ -268,7 +268,7 @@ def _plain_models() -> list[zoo.ModelCard]:
     """The newest version of every installed model for lossless LR."""
     newest: dict[str, zoo.ModelCard] = {}
     for card in zoo.installed():
-        if not card.storage and card.scale > 1:
+        if not (card.storage or card.fixed) and card.scale > 1:
             newest.setdefault(card.name, card)
     if not newest:
         raise CompareError("no model for lossless LR is installed: name some with --models")

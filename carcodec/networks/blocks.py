@@ -124,20 +124,41 @@ class Shortcut(nn.Module):
         return functional.pixel_shuffle(functional.conv2d(x, self.weight), self.scale)
 
 
-class Reduction(nn.Module):
-    """Antialiased bicubic ×1/scale with nothing to learn, edge pixels repeated outwards.
+def _bilinear_kernel(scale: int, size: int) -> Tensor:
+    """As :func:`bicubic_kernel`."""
+    x = ((torch.arange(size, dtype=torch.float64) - (size - 1) / 2) / scale).abs()
+    line = (1 - x).clamp(min=0)
+    line = line / line.sum()
+    return torch.outer(line, line).float()
 
-    ``(N, channels, H, W)`` to ``(N, channels, H/s, W/s)``: inside the image MATLAB's imresize.
+
+def _nearest_kernel(scale: int, size: int) -> Tensor:
+    """The middle pixel of each cell; of the four in the middle of an even one the last."""
+    kernel = torch.zeros(size, size)
+    kernel[size // 2, size // 2] = 1
+    return kernel
+
+
+class Reduction(nn.Module):
+    """×1/scale with nothing to learn, edge pixels repeated outwards.
+
+    ``(N, channels, H, W)`` to ``(N, channels, H/s, W/s)``: inside the image MATLAB's imresize,
+    ``bicubic`` or ``bilinear`` (antialiased), or ``nearest``.
     """
 
     weight: Tensor
 
-    def __init__(self, scale: int, channels: int) -> None:
+    def __init__(self, scale: int, channels: int, kind: str = "bicubic") -> None:
         super().__init__()
+        kernels = {
+            "bicubic": bicubic_kernel, "bilinear": _bilinear_kernel, "nearest": _nearest_kernel,
+        }  # fmt: skip
+        if kind not in kernels:
+            raise ValueError(f"kind must be one of {', '.join(kernels)}, not {kind!r}")
         self.scale, self.channels = scale, channels
         self.padding = (3 * scale + 1) // 2
         size = scale + 2 * self.padding
-        kernel = bicubic_kernel(scale, size).expand(channels, 1, size, size)
+        kernel = kernels[kind](scale, size).expand(channels, 1, size, size)
         self.register_buffer("weight", kernel.contiguous(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ FAMILIES: dict[str, dict[str, type[nn.Module]]] = {
         "tad": tad.TAD,
         "tad-grey": tad.TADGrey,
         "bicubic": plain.BicubicDownscaler,
+        "interpolation": plain.Interpolation,
         "none": plain.Unscaled,
     },
     "upscaler": {
@@ -27,6 +28,7 @@ FAMILIES: dict[str, dict[str, type[nn.Module]]] = {
         "srnet": rsrnet.SRNet,
         "tau": tad.TAU,
         "tau-colour": tad.TAUColour,
+        "srcnn": superres.SRCNN,
         "vdsr": superres.VDSR,
         "cnnsr": superres.CNNSR,
         "srdensenet": superres.SRDenseNet,

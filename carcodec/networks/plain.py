@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["BicubicDownscaler", "BicubicUpscaler", "Unscaled"]
+from carcodec.networks.blocks import PlaneNetwork, Reduction
+
+__all__ = ["BicubicDownscaler", "BicubicUpscaler", "Interpolation", "Unscaled"]
 
 
 class BicubicDownscaler(nn.Module):
@@ -19,6 +21,23 @@ class BicubicDownscaler(nn.Module):
         """HR ``(N, 3, H, W)`` to LR ``(N, 3, H/s, W/s)``."""
         size = [side // self.scale for side in image.shape[-2:]]
         return functional.interpolate(image, size, mode="bicubic", antialias=True)
+
+
+class Interpolation(PlaneNetwork):
+    """A fixed downscaler that a model may have: ``bicubic``, ``bilinear`` or ``nearest``.
+
+    What upscalers of the papers' baselines were trained on (RSRNet 2018, table 1).
+    """
+
+    halo = 2
+
+    def __init__(self, scale: int, channels: int = 3, kind: str = "bicubic") -> None:
+        super().__init__(scale, channels)
+        self.reduce = Reduction(scale, channels, kind)
+
+    def core(self, x: Tensor) -> Tensor:
+        small: Tensor = self.reduce(x)
+        return small
 
 
 class BicubicUpscaler(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from carcodec.networks.blocks import PlaneNetwork, ResidualBlock, Shortcut, doublings, faint
 
-__all__ = ["CNNSR", "DDBPN", "EDSR", "RCAN", "RDN", "VDSR", "SRDenseNet"]
+__all__ = ["CNNSR", "DDBPN", "EDSR", "RCAN", "RDN", "SRCNN", "VDSR", "SRDenseNet"]
 
 
 def _same(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
@@ -61,6 +61,38 @@ class EDSR(PlaneNetwork):
 
     def core(self, x: Tensor) -> Tensor:
         found: Tensor = self.image(self.enlarge(self.body(self.head(x - 0.5)))) + 0.5
+        return found
+
+
+class SRCNN(PlaneNetwork):
+    """Dong et al., "Image super-resolution using deep convolutional networks" (2014).
+
+    Three convolutions at HR resolution, 9-1-5 with 64 and 32 channels, on bicubic upscaling. The
+    published network has no ``shortcut`` around them; with one it learns in minutes.
+    """
+
+    def __init__(
+        self, scale: int, channels: int = 3, width: int = 64, inner: int = 32, middle: int = 1,
+        shortcut: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__(scale, channels)
+        if middle % 2 == 0:
+            raise ValueError(f"middle must be odd, not {middle}")
+        self.reach = 6 + middle // 2  # HR pixels
+        self.enlarged = Shortcut(scale, channels)
+        self.body = nn.Sequential(
+            _same(channels, width, 9), nn.ReLU(), _same(width, inner, middle), nn.ReLU(),
+            faint(_same(inner, channels, 5), 0.1 if shortcut else 1.0),
+        )  # fmt: skip
+        self.shortcut = shortcut
+
+    @property
+    def halo(self) -> int:
+        return 2 + -(-self.reach // self.scale)
+
+    def core(self, x: Tensor) -> Tensor:
+        big = self.enlarged(x)
+        found: Tensor = self.body(big - 0.5) + (big if self.shortcut else 0.5)
         return found
 
 

@@ -79,6 +79,11 @@ class ModelCard:
             self.downscaler.family in ("rrnet", "tad") and self.downscaler.options["channels"] == 3
         )
 
+    @property
+    def fixed(self) -> bool:
+        """Whether its downscaler learned nothing: a paper's baseline, never chosen by itself."""
+        return self.downscaler.family == "interpolation"
+
     def lr_channels(self, channels: int) -> int:
         """How many LR has of a photo of 1 or 3, alpha left out."""
         return 1 if self.grey else 3 if self.mixes else channels
