@@ -56,7 +56,12 @@ Output = Annotated[
     typer.Option("-o", "--output", help="File or folder; - is standard output. [beside the input]"),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
-Engine = Annotated[str, typer.Option(help="auto, or one of `carcodec engine list`.")]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="auto, or one of `carcodec engine list`, also with options: pytorch:bf16+compile."
+    ),
+]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 is all cores.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
 

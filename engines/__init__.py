@@ -16,7 +16,7 @@ from carcodec.errors import EngineError, MissingDependencyError
 from carcodec.zoo import ModelCard
 
 __all__ = [
-    "ENGINES", "ON_GPU", "Engine", "Network", "Pipelined", "available", "batches", "get",
+    "ENGINES", "ON_GPU", "OPTIONS", "Engine", "Network", "Pipelined", "available", "batches", "get",
     "has_gpu", "load", "missing", "over", "resolve",
 ]  # fmt: skip
 
@@ -31,6 +31,13 @@ ENGINES: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 ON_GPU = ("tensorrt", "tensorrt-rtx")
+# what may follow an engine's name: "pytorch:bf16+compile"
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "tensorrt": ("fp32", "fp16"),
+    "tensorrt-rtx": ("fp32", "fp16"),
+    "openvino": ("fp32",),
+    "pytorch": ("fp32", "fp16", "bf16", "compile"),
+}
 log = logging.getLogger("carcodec")
 
 
@@ -67,10 +74,13 @@ def over(
 class Engine(Protocol):
     """What an engine module's ``load`` looks like."""
 
-    def load(self, card: ModelCard, side: str, threads: int) -> Network:
+    def load(
+        self, card: ModelCard, side: str, threads: int, options: tuple[str, ...] = ()
+    ) -> Network:
         """Load one side (``downscaler`` or ``upscaler``) of a model.
 
-        ``threads`` 0 leaves the number to the engine. Weights are checked against the card.
+        ``threads`` 0 leaves the number to the engine; ``options`` are of :data:`OPTIONS`. Weights
+        are checked against the card.
         """
         ...
 
@@ -117,15 +127,17 @@ def load(name: str, card: ModelCard, side: str, threads: int = 0) -> Network:
         EngineError: the engine, or the last one there is, cannot load the network.
     """
     candidates = _preferred() if name == "auto" else [resolve(name)]
+    options = _options(name)
     for candidate in candidates or [resolve(name)]:
         try:
-            network = _module(candidate).load(card, side, threads)
+            network = _module(candidate).load(card, side, threads, options)
         except (EngineError, MissingDependencyError) as error:
             if candidate == candidates[-1]:
                 raise
             log.warning("%s is passed over: %s", candidate, error)
         else:
-            log.info("%s runs the %s of %s", candidate, side, card.name)
+            with_options = ":".join(filter(None, (candidate, "+".join(options))))
+            log.info("%s runs the %s of %s", with_options, side, card.name)
             return network
     raise AssertionError("the last candidate raises")
 
@@ -143,11 +155,17 @@ def _module(name: str) -> Engine:
     return engine  # type: ignore[no-any-return]
 
 
+def _options(name: str) -> tuple[str, ...]:
+    return tuple(filter(None, name.partition(":")[2].split("+")))
+
+
 def resolve(name: str = "auto") -> str:
     """The engine's name, checked but not yet imported; ``auto`` is the fastest installed.
 
+    ``name`` may carry :data:`OPTIONS`, which are checked and left out.
+
     Raises:
-        EngineError: no engine of that name.
+        EngineError: no engine of that name, or not with these options.
         MissingDependencyError: its package is not installed; names the pip command.
     """
     if name == "auto":
@@ -157,8 +175,18 @@ def resolve(name: str = "auto") -> str:
                 "no inference engine is installed: pip install onnxruntime"
             )
         name = usable[0]
+    name, options = name.partition(":")[0], _options(name)
+    if name == "auto":
+        raise EngineError("options go with an engine's own name, not with auto: pytorch:fp32")
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}: choose auto or one of {', '.join(ENGINES)}")
+    known = OPTIONS.get(name, ())
+    for option in options:
+        if option not in known:
+            has = f"options are {', '.join(known)}" if known else "it has none"
+            raise EngineError(f"{name} has no option {option!r}: {has}")
+    if len([option for option in options if option != "compile"]) > 1:
+        raise EngineError(f"one precision at a time, not {'+'.join(options)}")
     if lacking := missing(name):
         extra = ENGINES[name][1]
         package = f'"carcodec[{extra}]"' if extra else lacking[0]

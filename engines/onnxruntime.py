@@ -13,18 +13,18 @@ from carcodec.zoo import ModelCard
 __all__ = ["load"]
 
 
-def load(card: ModelCard, side: str, threads: int = 0) -> Network:
+def load(card: ModelCard, side: str, threads: int = 0, options: tuple[str, ...] = ()) -> Network:
     """See :class:`carcodec.engines.Engine`."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 3
     # Tiles have one shape, so the arena hands the same memory out again (without it every tile
     # pays for fresh pages, a quarter to a half of the time); planning by pattern would hold more.
-    options.enable_mem_pattern = False
+    settings.enable_mem_pattern = False
     data = card.weights(getattr(card, side))
     try:
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise EngineError(f"ONNX Runtime cannot load {card.name}: {error}") from error
     names = [source.name for source in session.get_inputs()]

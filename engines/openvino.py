@@ -23,8 +23,8 @@ __all__ = ["load"]
 _RESAMPLER = "AdaptiveResample"
 
 
-def load(card: ModelCard, side: str, threads: int = 0, precision: str = "") -> Network:
-    """See :class:`carcodec.engines.Engine`; ``precision`` ``f32`` forbids bfloat16.
+def load(card: ModelCard, side: str, threads: int = 0, options: tuple[str, ...] = ()) -> Network:
+    """See :class:`carcodec.engines.Engine`; ``fp32`` forbids bfloat16.
 
     Only a downscaler's features may be bfloat16: the kernels made from them and the
     resampling, whose result is rounded to 8 bits once and for all, are always float32.
@@ -38,8 +38,8 @@ def load(card: ModelCard, side: str, threads: int = 0, precision: str = "") -> N
         streams = max(1, (os.cpu_count() or 1) // threads)
         settings["NUM_STREAMS"] = str(streams)
         settings["INFERENCE_NUM_THREADS"] = str(streams * threads)
-    free = settings | ({"INFERENCE_PRECISION_HINT": precision} if precision else {})
-    exact = settings | {"INFERENCE_PRECISION_HINT": precision or "f32"}
+    exact = settings | {"INFERENCE_PRECISION_HINT": "f32"}
+    free = exact if "fp32" in options else settings
 
     def compile(part: onnx.ModelProto, config: dict[str, str]) -> Any:
         if part.functions:  # OpenVINO's reader knows no local functions

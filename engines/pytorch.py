@@ -50,15 +50,21 @@ def network(card: ModelCard, side: str) -> torch.nn.Module:
     return module.eval()
 
 
-def load(card: ModelCard, side: str, threads: int = 0) -> Network:
+def load(card: ModelCard, side: str, threads: int = 0, options: tuple[str, ...] = ()) -> Network:
     """See :class:`carcodec.engines.Engine`. The number of threads is PyTorch's, process-wide.
 
-    On a GPU an upscaler computes in float16, unless :mod:`carcodec.engines.guard` refuses that.
+    An upscaler computes in the precision that is asked for, on a GPU in float16 if none is, unless
+    :mod:`carcodec.engines.guard` refuses that. ``compile`` has torch.compile make the networks'
+    kernels, which takes a minute and a C++ compiler, and is no other network for it.
     """
     module = network(card, side)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    learned = side == "upscaler" and card.upscaler.family != "bicubic"
+    precision = next((_PRECISIONS[o] for o in options if o in _PRECISIONS and learned), None)
+    if "compile" in options:
+        _compile(module)
     if torch.cuda.is_available():
-        return _on_gpu(module, card, side)
+        return _on_gpu(module, card, side, precision)
     if threads:
         torch.set_num_threads(threads)
 
@@ -68,7 +74,9 @@ def load(card: ModelCard, side: str, threads: int = 0) -> Network:
         if isinstance(module, plain.Unscaled):
             return np.asarray(np.rint(image * 255) / 255, np.float32)
         if side == "upscaler":
-            return np.ascontiguousarray(module(source, torch.tensor([quality])).numpy())
+            with _autocast(torch.device("cpu"), precision):
+                restored = module(source, torch.tensor([quality]))
+            return np.ascontiguousarray(restored.float().numpy())
         if not isinstance(module, car.ResamplerNet):
             small = module(source).clamp(0, 1).mul(255).round().div(255)
             return np.ascontiguousarray(small.numpy())
@@ -78,13 +86,44 @@ def load(card: ModelCard, side: str, threads: int = 0) -> Network:
         result = car.adaptive_resample(source.double(), weights, offsets, card.scale)
         return np.ascontiguousarray(result.clamp(0, 1).mul(255).round().div(255).float().numpy())
 
+    if precision not in (None, torch.float32):
+        _check(run, card, side, precision)
     return run
 
 
-def _on_gpu(module: torch.nn.Module, card: ModelCard, side: str) -> Network:
+_PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def _autocast(device: torch.device, precision: torch.dtype | None) -> torch.autocast:
+    lower = precision not in (None, torch.float32)
+    return torch.autocast(device.type, precision if lower else torch.bfloat16, enabled=lower)
+
+
+def _compile(module: torch.nn.Module) -> None:
+    """Tiles come in several sizes: one kernel for all of them."""
+    if isinstance(module, car.ResamplerNet):  # the resampler is a kernel already
+        module.heads = torch.compile(module.heads, dynamic=True)  # type: ignore[method-assign]
+    elif not isinstance(module, plain.Unscaled):
+        module.compile(dynamic=True)
+
+
+def _check(run: Network, card: ModelCard, side: str, precision: torch.dtype | None) -> None:
+    """Refuse a precision that was asked for."""
+    if reason := guard.refusal(run, card, side):
+        name = str(precision).removeprefix("torch.")
+        raise EngineError(f"PyTorch in {name}, the {side} of {card.name}: {reason}")
+
+
+def _on_gpu(
+    module: torch.nn.Module, card: ModelCard, side: str, precision: torch.dtype | None
+) -> Network:
     device = torch.device("cuda", torch.cuda.current_device())
     count = plans.batch(card, side, plugin=True)
     try:
+        if precision is not None:
+            asked = Pipeline(module, device, side, count, precision)
+            _check(asked, card, side, precision)
+            return asked
         whole = Pipeline(module, device, side, count)
         if side == "upscaler" and card.upscaler.family != "bicubic":
             half = Pipeline(module, device, side, count, torch.float16)
@@ -130,8 +169,7 @@ class Pipeline:
 
     @torch.inference_mode()
     def _computed(self, given: Tensor, quality: float) -> Tensor:
-        half = self.precision == torch.float16
-        with torch.autocast(self.device.type, torch.float16, enabled=half):
+        with _autocast(self.device, self.precision):
             if self.side == "upscaler":
                 told = torch.full((1,), quality, device=self.device)
                 return self.module(given, told).float()  # type: ignore[no-any-return]

@@ -26,6 +26,13 @@ def library() -> plans.Library:
     return plans.Library("tensorrt", tensorrt, plugin=True, timing=True)
 
 
-def load(card: ModelCard, side: str, threads: int = 0) -> session.Session:
-    """See :class:`carcodec.engines.Engine`; ``threads`` means nothing to a GPU."""
-    return session.network(library(), card, side)
+def load(
+    card: ModelCard, side: str, threads: int = 0, options: tuple[str, ...] = ()
+) -> session.Session:
+    """See :class:`carcodec.engines.Engine`; ``threads`` means nothing to a GPU.
+
+    ``fp16`` is for upscalers: downscalers stay in float32.
+    """
+    learned = side == "upscaler" and card.upscaler.family != "bicubic"
+    precision = "".join(options) if learned else "fp32"
+    return session.network(library(), card, side, precision)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from carcodec import codec, engines, zoo
+from carcodec.engines import guard
 from carcodec.errors import DigestMismatchError, EngineError, MissingDependencyError
 
 MODELS = ["tiny-x2", "car-x2", "car-x4", "tad-x2", "rrnet-x3"]
@@ -30,7 +31,7 @@ def test_engines_agree(name: str, taipei: Image.Image) -> None:
 
     def float32(side: str, image: np.ndarray) -> np.ndarray:
         levels = image.transpose(2, 0, 1)[None].astype(np.float32) / 255
-        found = openvino.load(card, side, 2, "f32")(levels)[0].transpose(1, 2, 0)
+        found = openvino.load(card, side, 2, ("fp32",))(levels)[0].transpose(1, 2, 0)
         return np.clip(found * 255 + 0.5, 0, 255).astype(np.uint8)
 
     assert _agree(small, float32("downscaler", colour))
@@ -151,3 +152,50 @@ def test_pytorch_in_batches_is_pytorch(name: str, side: str, half: bool) -> None
             assert difference.max() < 1.01 and (difference > 0.5).mean() < (0.1 if half else 0.001)
         else:
             assert difference.max() < (2 if half else 0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("onnxruntime:fp32", "onnxruntime has no option 'fp32': it has none"),
+        ("pytorch:fast", "pytorch has no option 'fast': options are fp32, fp16, bf16, compile"),
+        ("pytorch:fp16+bf16", "one precision at a time"),
+        ("auto:fp16", "options go with an engine's own name"),
+    ],
+)
+def test_options_that_no_engine_has(name: str, words: str) -> None:
+    with pytest.raises(EngineError, match=words):
+        engines.load(name, zoo.find("tiny-x2"), "upscaler")
+
+
+@pytest.mark.parametrize("name", ["openvino:fp32", "pytorch:bf16", "pytorch:fp16", "pytorch:fp32"])
+def test_a_precision_that_is_asked_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = zoo.find("car-x1-avif")
+    photo = guard.photo()[:, :, :48, :96]
+    wanted = engines.load("onnxruntime", card, "upscaler", 1)(photo, 0.5)
+    found = engines.load(name, card, "upscaler", 1)(photo, 0.5)
+    error = np.sqrt(np.mean(np.square(found - wanted)))
+    assert found.dtype == np.float32 and error < 0.8 / 255
+    assert (error > 1e-4) == (name in ("pytorch:bf16", "pytorch:fp16"))
+    # LR is kept for good: always in float32
+    downscaled = [
+        engines.load(n, zoo.find("tiny-x2"), "downscaler", 1)(photo) for n in (name, "onnxruntime")
+    ]
+    assert _agree(*(np.rint(small * 255) for small in downscaled))
+    if name == "pytorch:bf16":
+        monkeypatch.setattr(guard, "LEAST", 120.0)
+        with pytest.raises(EngineError, match="PyTorch in bfloat16, the upscaler of car-x1-avif"):
+            engines.load(name, card, "upscaler", 1)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # PyTorch's own
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_compiled_networks_are_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    card = zoo.find("tiny-x2")
+    photo = guard.photo()[:, :, :48, :96]
+    with caplog.at_level("INFO", "carcodec"):
+        network = engines.load("pytorch:compile", card, "upscaler", 1)
+    assert "pytorch:compile runs the upscaler of tiny-x2" in caplog.text
+    plain = engines.load("pytorch", card, "upscaler", 1)
+    for part in (photo, photo[:, :, :32, :48]):
+        assert np.abs(network(part) - plain(part)).max() < 1e-5
