@@ -870,7 +870,7 @@ def _describe(source: str) -> dict[str, Any]:
     data = files.read_bytes(source)
     file: container.Carimg = _named(source, lambda: container.read(data))
     header = file.header
-    names = {c.number: c.name for c in storage.STORAGES}
+    names = {number: c.name for c in storage.STORAGES for number in (c.number, *c.older)}
     try:
         zoo.find(header.model, header.model_version, header.model_digest)
         there = True

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from carcodec import av1
 from carcodec.errors import MissingDependencyError, StorageError
 
 __all__ = ["DEFAULT_EFFORT", "STORAGES", "StorageCodec", "by_name", "by_number"]
@@ -36,9 +37,9 @@ class StorageCodec:
     Attributes:
         name: as the command line knows it.
         number: as the .carimg header knows it; never reused.
+        older: the numbers that earlier versions wrote for it, where its form was another.
         title: for people.
         lossy: takes a quality; every codec here can be lossless.
-        extension: of the bare codestream.
         max_side: largest width or height the codec stores, in pixels.
         whole: its qualities are whole numbers; fractions are rounded.
     """
@@ -47,12 +48,12 @@ class StorageCodec:
     number: int
     title: str
     lossy: bool
-    extension: str
     max_side: int
     _encode: Callable[[Any, Pixels, float | None, int, int], bytes]
     _decode: Callable[[Any, bytes, Pixels, int], Pixels]
     _size: Callable[[bytes], tuple[int, int] | None] = lambda data: None
     whole: bool = False
+    older: tuple[int, ...] = ()
 
     def encode(
         self,
@@ -199,16 +200,26 @@ def _jpeg2k_encode(
     level = 0 if quality is None else 20 + 0.4 * quality
     # small images cannot carry six wavelet levels
     resolutions = min(6, max(1, min(image.shape[:2]).bit_length() - 1))
-    return bytes(
-        codecs.jpeg2k_encode(
-            image,
-            level=level,
-            reversible=quality is None,
-            codecformat="j2k",
-            resolutions=resolutions,
-            numthreads=threads,
-        )
+    data = codecs.jpeg2k_encode(
+        image,
+        level=level,
+        reversible=quality is None,
+        codecformat="j2k",
+        resolutions=resolutions,
+        numthreads=threads,
     )
+    return _without_comments(bytes(data))
+
+
+def _without_comments(data: bytes) -> bytes:
+    """A JPEG 2000 codestream without COM segments: OpenJPEG leaves its name, 39 bytes."""
+    kept, at = [data[:2]], 2
+    while data[at : at + 2] != b"\xff\x90":  # SOT: the main header ends
+        marker, length = struct.unpack_from(">HH", data, at)
+        if marker != 0xFF64:
+            kept.append(data[at : at + 2 + length])
+        at += 2 + length
+    return b"".join((*kept, data[at:]))
 
 
 def _jpeg2k_size(data: bytes) -> tuple[int, int]:
@@ -245,7 +256,8 @@ def _avif_encode(
     threads = max(threads, 2)
     speed = (9, 8, 7, 6, 5, 4, 4, 3, 2, 1)[effort]
     if quality is None:
-        return bytes(codecs.avif_encode(image, level=100, speed=speed, numthreads=threads))
+        data = codecs.avif_encode(image, level=100, speed=speed, numthreads=threads)
+        return av1.bare(bytes(data))
     # imagecodecs stores grey AVIF losslessly whatever the level, and level 100 means lossless
     level = min(round(quality), 99)
     rgb = _as_rgb(image)
@@ -266,13 +278,17 @@ def _avif_encode(
             advanced={"tune": "ssim"},
         )
     except (KeyError, ValueError):  # a Pillow without AVIF or without libaom
-        return bytes(
-            codecs.avif_encode(rgb, level=level, pixelformat="444", speed=speed, numthreads=threads)
+        data = codecs.avif_encode(
+            rgb, level=level, pixelformat="444", speed=speed, numthreads=threads
         )
-    return buffer.getvalue()
+        return av1.bare(bytes(data))
+    return av1.bare(buffer.getvalue())
 
 
 def _avif_size(data: bytes) -> tuple[int, int] | None:
+    if data[4:8] != b"ftyp":
+        header = av1.sequence_header(data)
+        return header.width, header.height
     at = data.find(b"ispe")
     if at < 0:
         raise IndexError("no size property")
@@ -281,6 +297,7 @@ def _avif_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _avif_decode(codecs: Any, data: bytes, out: Pixels, threads: int) -> Pixels:
+    data = av1.in_avif(data)
     if out.ndim == 3:
         return np.asarray(codecs.avif_decode(data, numthreads=threads, out=out))
     image = np.asarray(codecs.avif_decode(data, numthreads=threads))
@@ -305,19 +322,20 @@ def _webp_decode(codecs: Any, data: bytes, out: Pixels, threads: int) -> Pixels:
 
 
 STORAGES: tuple[StorageCodec, ...] = (
-    StorageCodec("png", 1, "PNG", False, ".png", 2**31 - 1, _png_encode, _png_decode),
+    StorageCodec("png", 1, "PNG", False, 2**31 - 1, _png_encode, _png_decode),
     StorageCodec(
-        "jpegls", 2, "JPEG-LS", False, ".jls", 65535, _jpegls_encode, _jpegls_decode, _jpegls_size
+        "jpegls", 2, "JPEG-LS", False, 65535, _jpegls_encode, _jpegls_decode, _jpegls_size
     ),
     StorageCodec(
-        "jpeg2000", 3, "JPEG 2000", True, ".j2k", 2**31 - 1,
+        "jpeg2000", 3, "JPEG 2000", True, 2**31 - 1,
         _jpeg2k_encode, _jpeg2k_decode, _jpeg2k_size,
     ),
-    StorageCodec("jpegxl", 4, "JPEG XL", True, ".jxl", 2**30 - 1, _jpegxl_encode, _jpegxl_decode),
+    StorageCodec("jpegxl", 4, "JPEG XL", True, 2**30 - 1, _jpegxl_encode, _jpegxl_decode),
     StorageCodec(
-        "avif", 5, "AVIF", True, ".avif", 32768, _avif_encode, _avif_decode, _avif_size, whole=True
+        "avif", 7, "AVIF", True, 32768, _avif_encode, _avif_decode, _avif_size, whole=True,
+        older=(5,),
     ),
-    StorageCodec("webp", 6, "WebP", True, ".webp", 16383, _webp_encode, _webp_decode, whole=True),
+    StorageCodec("webp", 6, "WebP", True, 16383, _webp_encode, _webp_decode, whole=True),
 )  # fmt: skip
 
 
@@ -342,7 +360,7 @@ def by_number(number: int) -> StorageCodec:
         StorageError: this version knows no such codec.
     """
     for codec in STORAGES:
-        if codec.number == number:
+        if number == codec.number or number in codec.older:
             return codec
     raise StorageError(
         f"the file stores its image with codec {number}, unknown to this version: upgrade carcodec"

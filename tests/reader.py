@@ -14,16 +14,50 @@ MODES += [("1", 1, 0), ("I;16", 1, 0), ("RGB;16", 3, 0), ("RGBA;16", 3, 1)]
 
 
 def codestream(number: int, data: bytes, width: int, height: int, channels: int) -> Any:
-    names = {1: "png", 2: "jpegls", 3: "jpeg2k", 4: "jpegxl", 5: "avif", 6: "webp"}
+    names = {1: "png", 2: "jpegls", 3: "jpeg2k", 4: "jpegxl", 5: "avif", 6: "webp", 7: "avif"}
     options = {"hasalpha": False} if number == 6 else {}
+    if number == 7 and data[4:8] != b"ftyp":
+        data = avif(data, width, height)
     image = getattr(imagecodecs, names[number] + "_decode")(data, **options)
-    if channels == 1 and image.ndim == 3 and number in (5, 6):
+    if channels == 1 and image.ndim == 3 and number in (5, 6, 7):
         image = image[..., 1]
     if number == 2 and channels == 3:
         green, red, blue = image[..., 0], image[..., 1], image[..., 2]
         image = np.stack([red + green, green, blue + green], -1)
     assert image.shape == ((height, width) if channels == 1 else (height, width, channels))
     return image
+
+
+def avif(obus: bytes, width: int, height: int) -> bytes:
+    """8-bit AV1 as an AVIF file with as little as decoders accept."""
+
+    def box(kind: bytes, *parts: bytes) -> bytes:
+        payload = b"".join(parts)
+        return struct.pack(">I", 8 + len(payload)) + kind + payload
+
+    profile = obus[2] >> 5  # the OBU has a size of one byte
+    # level, sizes, tools, then high_bitdepth and, unless in profile 1, mono_chrome
+    bits = "".join(f"{byte:08b}" for byte in obus[2 : 2 + obus[1]])
+    at = 10 + 8 + sum(int(bits[i : i + 4], 2) + 1 for i in (10, 14)) + 6
+    mono = profile == 0 and bits[at + 1] == "1"
+    flags = 0 if profile == 1 else 0b00011100 if mono else 0b00001100
+    properties = box(
+        b"ipco",
+        box(b"ispe", struct.pack(">III", 0, width, height)),
+        box(b"pixi", bytes(4), b"\1\x08" if mono else b"\3\x08\x08\x08"),
+        box(b"av1C", bytes((0x81, profile << 5 | int(bits[5:10], 2), flags, 0))),
+    )
+    parts = (
+        bytes(4),
+        box(b"hdlr", bytes(8), b"pict", bytes(13)),
+        box(b"pitm", struct.pack(">IH", 0, 1)),
+        box(b"iinf", struct.pack(">IH", 0, 1), box(b"infe", b"\2\0\0\0\0\1\0\0av01\0")),
+        box(b"iprp", properties, box(b"ipma", struct.pack(">IIHB3B", 0, 1, 1, 3, 1, 2, 0x83))),
+    )
+    kind = box(b"ftyp", b"avif", bytes(4), b"avifmif1miaf")
+    offset = len(kind) + 8 + sum(map(len, parts)) + 30 + 8
+    place = struct.pack(">IBBHHHHII", 0, 0x44, 0, 1, 1, 0, 1, offset, len(obus))
+    return kind + box(b"meta", *parts, box(b"iloc", place)) + box(b"mdat", obus)
 
 
 def read(data: bytes) -> dict[str, Any]:

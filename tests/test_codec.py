@@ -238,7 +238,8 @@ def test_golden_files_cover_every_storage_and_mode() -> None:
     headers = [container.read((GOLDEN / f"{n}.carimg").read_bytes()).header for n in INDEX]
     assert {h.mode for h in headers} == set(container.MODES)
     assert {(h.storage, h.lossless_lr) for h in headers} == {
-        (c.number, lossless)
+        (number, lossless)
         for c in storage.STORAGES
+        for number in (c.number, *c.older)
         for lossless in ((True, False) if c.lossy else (True,))
     }

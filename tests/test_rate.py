@@ -26,7 +26,7 @@ def test_bytes_are_met_from_below(storage: str, part: Image.Image) -> None:
         size = bpp * part.width * part.height / 8
         found = rate.meet(part, Target("bytes", size), storage_codec=storage, **OPTIONS)
         # AVIF and WebP have whole qualities only; OpenJPEG's sizes jump on small images
-        slack = {"jpegxl": 0.03, "jpeg2000": 0.05}.get(storage, 0.12)
+        slack = {"jpegxl": 0.03, "jpeg2000": 0.06}.get(storage, 0.12)
         assert (1 - slack) * size <= len(found.encoded.data) <= size
         assert carcodec.decode(found.encoded.data).size == part.size
         assert found.quality is not None

@@ -13,8 +13,8 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image, features
 
+from carcodec import av1, dial, storage, zoo
 from carcodec import codec as core
-from carcodec import dial, storage, zoo
 from carcodec.errors import CompareError
 
 __all__ = ["STANDARD", "Codec", "carcodecs", "standard"]
@@ -225,7 +225,7 @@ def _avif_back(data: bytes) -> Pixels:
 
 
 def _avif_as_stored(image: Pixels, quality: float) -> bytes:
-    return storage.by_name("avif").encode(image, quality, 1)
+    return av1.in_avif(storage.by_name("avif").encode(image, quality, 1))
 
 
 def _jpegxl(image: Pixels, quality: float) -> bytes:
