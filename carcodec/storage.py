@@ -23,7 +23,7 @@ from PIL import Image
 from carcodec import av1
 from carcodec.errors import MissingDependencyError, StorageError
 
-__all__ = ["DEFAULT_EFFORT", "STORAGES", "StorageCodec", "by_name", "by_number"]
+__all__ = ["DEFAULT_EFFORT", "STORAGES", "StorageCodec", "avif_file", "by_name", "by_number"]
 
 Pixels = NDArray[np.uint8]
 
@@ -252,12 +252,22 @@ def _jpegxl_decode(codecs: Any, data: bytes, out: Pixels, threads: int) -> Pixel
 def _avif_encode(
     codecs: Any, image: Pixels, quality: float | None, threads: int, effort: int
 ) -> bytes:
+    return av1.bare(_avif_file(codecs, image, quality, threads, effort))
+
+
+def avif_file(image: Pixels, quality: float) -> bytes:
+    """The whole AVIF file of what ``avif`` stores, at the default effort: to compare with."""
+    return _avif_file(_imagecodecs(), image, quality, 1, DEFAULT_EFFORT)
+
+
+def _avif_file(
+    codecs: Any, image: Pixels, quality: float | None, threads: int, effort: int
+) -> bytes:
     # more than one thread always: the encoder's bytes tell one from several, not several from more
     threads = max(threads, 2)
     speed = (9, 8, 7, 6, 5, 4, 4, 3, 2, 1)[effort]
     if quality is None:
-        data = codecs.avif_encode(image, level=100, speed=speed, numthreads=threads)
-        return av1.bare(bytes(data))
+        return bytes(codecs.avif_encode(image, level=100, speed=speed, numthreads=threads))
     # imagecodecs stores grey AVIF losslessly whatever the level, and level 100 means lossless
     level = min(round(quality), 99)
     rgb = _as_rgb(image)
@@ -278,11 +288,10 @@ def _avif_encode(
             advanced={"tune": "ssim"},
         )
     except (KeyError, ValueError):  # a Pillow without AVIF or without libaom
-        data = codecs.avif_encode(
-            rgb, level=level, pixelformat="444", speed=speed, numthreads=threads
+        return bytes(
+            codecs.avif_encode(rgb, level=level, pixelformat="444", speed=speed, numthreads=threads)
         )
-        return av1.bare(bytes(data))
-    return av1.bare(buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _avif_size(data: bytes) -> tuple[int, int] | None:

@@ -13,8 +13,8 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from carcodec import av1, dial, storage, zoo
 from carcodec import codec as core
+from carcodec import dial, storage, zoo
 from carcodec.errors import CompareError
 
 __all__ = ["STANDARD", "Codec", "carcodecs", "standard"]
@@ -109,6 +109,10 @@ _LR_QUALITIES: dict[str, tuple[float, ...]] = {
 }
 
 
+# Results are remembered by it: changes when the bytes of files do, but for models and settings.
+_FORM = 2
+
+
 def _branch(model: str, storage_codec: str, engine: str, effort: int) -> Codec:
     card = zoo.find(model)
     stored = storage.by_name(storage_codec)
@@ -135,7 +139,8 @@ def _branch(model: str, storage_codec: str, engine: str, effort: int) -> Codec:
         encode=encode,
         decode=decode,
         qualities=qualities,
-        how=f"digest {card.short_digest.hex()}, {storage_codec}, effort {effort}, engine {engine}",
+        how=f"digest {card.short_digest.hex()}, {storage_codec}, effort {effort}, engine {engine}, "
+        f"files of form {_FORM}",
         version=_own_version,
         families=("carcodec", f"carcodec-{storage_codec}"),
         whole=stored.whole,
@@ -222,10 +227,6 @@ def _avif_back(data: bytes) -> Pixels:
     import imagecodecs
 
     return np.asarray(imagecodecs.avif_decode(data, numthreads=1))
-
-
-def _avif_as_stored(image: Pixels, quality: float) -> bytes:
-    return av1.in_avif(storage.by_name("avif").encode(image, quality, 1))
 
 
 def _jpegxl(image: Pixels, quality: float) -> bytes:
@@ -315,7 +316,7 @@ STANDARD: dict[str, Codec] = {
             _imagecodecs_version("libavif", "libavif", "AVIF"), shown_as="image/avif",
         ),
         Codec(
-            "avif-tuned", _avif_as_stored, _avif_back, _AVIF, "AVIF 4:4:4 tune=ssim",
+            "avif-tuned", storage.avif_file, _avif_back, _AVIF, "AVIF 4:4:4 tune=ssim",
             "libaom, speed 6, 4:4:4, tune=ssim: as carcodec stores the small image",
             _pillow_version("avif", "libavif"), shown_as="image/avif",
         ),
