@@ -636,7 +636,7 @@ def evaluate(
         count = part[0].count
         title = f"×{key[0]}, {key[1]}, {count} picture{'s' * (count != 1)}"
         shown = Table(title=title, title_justify="left", box=SIMPLE)
-        shown.add_column(head[0])
+        shown.add_column(head[0], overflow="fold")
         for i, name in enumerate(head[1:], 1):
             width = max(len(line[i]) for line in [head, *body])
             shown.add_column(name, justify="right", min_width=width, no_wrap=True)

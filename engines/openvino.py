@@ -22,6 +22,10 @@ __all__ = ["load"]
 
 _RESAMPLER = "AdaptiveResample"
 
+# OpenVINO fills a table of NumPy's types where the first inference asks for it. Two threads that
+# ask at once wait for each other for ever, so it is filled here.
+openvino.Type.f32.to_dtype()
+
 
 def load(card: ModelCard, side: str, threads: int = 0, options: tuple[str, ...] = ()) -> Network:
     """See :class:`carcodec.engines.Engine`; ``fp32`` forbids bfloat16.

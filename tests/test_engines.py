@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -199,3 +201,23 @@ def test_compiled_networks_are_the_same(caplog: pytest.LogCaptureFixture) -> Non
     plain = engines.load("pytorch", card, "upscaler", 1)
     for part in (photo, photo[:, :, :32, :48]):
         assert np.abs(network(part) - plain(part)).max() < 1e-5
+
+
+FIRST_AT_ONCE = """
+import threading, numpy as np
+from carcodec import engines, zoo
+network = engines.load("openvino", zoo.find("tiny-x2"), "downscaler", 1)
+together = threading.Barrier(4)
+def run():
+    image = np.zeros((1, 3, 16, 16), np.float32)
+    together.wait()
+    network(image)
+threads = [threading.Thread(target=run) for _ in range(4)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+"""
+
+
+def test_the_first_inferences_may_come_at_once() -> None:
+    for _ in range(4):  # without care, one in four waits for ever
+        subprocess.run([sys.executable, "-c", FIRST_AT_ONCE], check=True, timeout=60)
