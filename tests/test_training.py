@@ -329,42 +329,6 @@ def test_codec_aware_training_learns(codec: str, real: str, tmp_path: Path, data
             assert (np.abs(one - other) <= levels).mean() >= 0.999, engine
 
 
-@pytest.mark.parametrize("scale", [1, 2])
-def test_patches_come_from_photos_that_were_stored_whole(
-    scale: int, tmp_path: Path, data: Path
-) -> None:
-    changes: dict[str, object] = {"codec": "jpeg2000", "real": "true", "scale": scale, "cell": 1}
-    if scale == 1:
-        changes["family"] = "none"
-    path = recipe(tmp_path, conditioned="true", blocks=2, downscaler_rate=0.0, **changes)
-    path.write_text(path.read_text() + "crops = 2\n")
-    trainer = loop._Trainer(load_recipe(path), data, torch.device("cpu"))
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    upscaler = trainer.upscaler.forward
-    trainer.upscaler.forward = lambda small, told: (  # type: ignore[method-assign]
-        seen.append((small, told)) or upscaler(small, told)
-    )
-    before = {k: v.clone() for k, v in trainer.downscaler.state_dict().items()}
-    losses = []
-    for _ in range(60):
-        trainer.minutes += 1 / 60
-        losses.append(float(trainer.update(1.0)[0]))
-    assert np.mean(losses[-15:]) < np.mean(losses[:15])
-    assert all(torch.equal(v, before[k]) for k, v in trainer.downscaler.state_dict().items())
-    small, told = seen[0]
-    assert small.shape == (4, 3, 32 // scale, 32 // scale)
-    assert told[0] == told[1] != told[2] == told[3]  # two patches of each photo
-    # they are parts of the stored photo, not stored on their own
-    wholes = []
-    for pick in range(len(trainer.patches.images)):
-        for variant in range(8 if scale == 1 else 1):
-            lr = trainer._downscaled(pick, variant)[1]
-            coded = loop._through("jpeg2000", lr, told[:1] * 100)
-            wholes.append(coded.unfold(2, 32 // scale, 1).unfold(3, 32 // scale, 1))
-    patch = small[0][:, None, None]
-    assert min(float((w[0] - patch).abs().amax((0, 3, 4)).min()) for w in wholes) < 1e-6
-
-
 @pytest.mark.parametrize("stride", [1, 2])
 def test_scale_one_restores_what_storage_lost(
     stride: int, tmp_path: Path, data: Path, taipei: Image.Image, monkeypatch: pytest.MonkeyPatch
@@ -507,8 +471,6 @@ def test_baselines_train_and_are_not_exported(tmp_path: Path, data: Path) -> Non
         ('name = "x"\nscale = 2\n[downscaler]\nfamily = "none"', "scale of 'none' is 1, not 2"),
         ('name = "x"\nscale = 2\n[training]\ncodec = "gif"', "unknown codec 'gif'"),
         ('name = "x"\nscale = 2\n[training]\nreal = true', "real needs a lossy codec"),
-        ('name = "x"\nscale = 2\n[training]\ncrops = 3', "batch must be a multiple of crops"),
-        ('name = "x"\nscale = 2\n[training]\ncrops = 2', "crops is for an upscaler that learns a"),
         ('name = "x"\nscale = 2\n[training]\nquality_low = 95', "qualities must be ordered"),
         ('name = "x"\nscale = 2\n[training]\ncolour = "lab"', "must be 'rgb' or 'y'"),
         ('name = "x"\nscale = 2\n[training]\ncolour = "y"', "car takes colour"),

@@ -84,7 +84,6 @@ class Patches:
     ) -> None:
         self.images = images
         self.patch = patch
-        self.seed = seed
         self.random = np.random.default_rng(seed)
         area = np.array([i.shape[0] * i.shape[1] for i in images], float)
         self.chances = np.cumsum(area / area.sum())
@@ -93,36 +92,16 @@ class Patches:
         """``(size, 3, patch, patch)`` float32 in [0, 1]."""
         p = self.patch
         out = np.empty((size, p, p, 3), np.uint8)
-        for slot, pick in enumerate(self.picks(size)):
-            out[slot] = _piece(self.images[pick], p, p, self.random)
+        picks = np.minimum(
+            np.searchsorted(self.chances, self.random.random(size)), len(self.images) - 1
+        )
+        for slot, pick in enumerate(picks):
+            image = self.images[pick]
+            top = self.random.integers(image.shape[0] - p + 1)
+            left = self.random.integers(image.shape[1] - p + 1)
+            crop = image[top : top + p, left : left + p]
+            turn = self.random.integers(8)
+            crop = crop[::-1] if turn & 1 else crop
+            crop = crop[:, ::-1] if turn & 2 else crop
+            out[slot] = crop.swapaxes(0, 1) if turn & 4 else crop
         return torch.from_numpy(out).permute(0, 3, 1, 2).float().div_(255)
-
-    def picks(self, size: int) -> list[int]:
-        """Numbers of ``size`` of the images, drawn by their pixels."""
-        drawn = np.searchsorted(self.chances, self.random.random(size))
-        return [min(int(pick), len(self.images) - 1) for pick in drawn]
-
-    def piece(self, pick: int, variant: int, multiple: int, limit: int = 384) -> Tensor:
-        """A large piece of one image, the same each time: ``(1, 3, h, w)`` in [0, 1].
-
-        Sides are multiples of ``multiple`` and at most ``limit``; place and orientation follow from
-        the image's number and ``variant``.
-        """
-        image = self.images[pick]
-        height, width = (min(side, limit) // multiple * multiple for side in image.shape[:2])
-        random = np.random.default_rng([self.seed, pick, variant])
-        crop = np.array(_piece(image, height, width, random))
-        return torch.from_numpy(crop).permute(2, 0, 1)[None].float().div_(255)
-
-
-def _piece(
-    image: np.ndarray[Any, np.dtype[np.uint8]], height: int, width: int, random: np.random.Generator
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A random crop, flipped and transposed at random."""
-    top = random.integers(image.shape[0] - height + 1)
-    left = random.integers(image.shape[1] - width + 1)
-    crop = image[top : top + height, left : left + width]
-    turn = random.integers(8)
-    crop = crop[::-1] if turn & 1 else crop
-    crop = crop[:, ::-1] if turn & 2 else crop
-    return crop.swapaxes(0, 1) if turn & 4 else crop

@@ -125,7 +125,6 @@ class _Trainer:
         self.step = 0
         self.minutes = 0.0
         self.spent = 0.0  # share of the budget
-        self.small: dict[tuple[int, int], Tensor] = {}  # LR of whole pieces, where it stays
         self.shown: list[tuple[Any, Any, Any]] = []  # of the last validation, for the sheet
 
     def _weights(self) -> dict[str, Tensor]:
@@ -152,65 +151,6 @@ class _Trainer:
     def _autocast(self) -> torch.autocast:
         dtype = self.precision or torch.bfloat16
         return torch.autocast(self.device.type, dtype, enabled=self.precision is not None)
-
-    def _next_loss(self) -> Tensor:
-        """The loss of the next batch."""
-        if self.schedule.crops:
-            return self._cropped_loss()
-        image = self._coloured(self.patches.batch(self.schedule.batch)).to(
-            self.device, memory_format=torch.channels_last
-        )
-        return self.loss(image)
-
-    def _cropped_loss(self) -> Tensor:
-        """The upscaler's error on patches of pieces that the storage codec has stored whole.
-
-        log(1 + MSE over a piece's patches / MSE that the piece came with): every quality counts
-        alike, in about dB, but within a piece it is the error that counts, as in its PSNR; and
-        near-lossless pieces, whose error a network can multiply, weigh no more than others.
-        """
-        scale, side = self.recipe.scale, self.schedule.patch // self.recipe.scale
-        draw = self.patches.random
-        photos, stored, usual = [], [], []
-        qualities = self._drawn(self.schedule.batch // self.schedule.crops).round()
-        for pick, quality in zip(self.patches.picks(len(qualities)), qualities, strict=True):
-            variant = int(draw.integers(8)) if scale == 1 else 0
-            piece, small, lost = self._downscaled(pick, variant)
-            coded = _through(self.schedule.codec, small, quality[None].cpu())
-            usual.append((coded - small).square().mean() + lost + 1e-6)  # about 0.26 levels
-            for _ in range(self.schedule.crops):
-                y = int(draw.integers(small.shape[2] - side + 1))
-                x = int(draw.integers(small.shape[3] - side + 1))
-                stored.append(coded[..., y : y + side, x : x + side])
-                y, x, high = y * scale, x * scale, side * scale
-                photos.append(piece[..., y : y + high, x : x + high])
-        last = torch.channels_last
-        small = torch.cat(stored).to(self.device, memory_format=last)
-        image = torch.cat(photos).to(self.device, memory_format=last)
-        told = (qualities / 100).repeat_interleave(self.schedule.crops).to(self.device)
-        with self._autocast():
-            restored = self.upscaler(small, told)
-        error = (restored.float() - image).square().mean((1, 2, 3))
-        error = error.view(-1, self.schedule.crops).mean(1)
-        return torch.log1p(error / torch.stack(usual).to(self.device)).mean()
-
-    @torch.no_grad()
-    def _downscaled(self, pick: int, variant: int) -> tuple[Tensor, Tensor, Tensor]:
-        """A piece, its LR as it is stored, and about what downscaling lost (MSE); on the CPU."""
-        scale = self.recipe.scale
-        piece = self.patches.piece(pick, variant, 2 * scale)
-        if scale == 1:
-            return piece, piece, piece.new_zeros(())
-        if (pick, variant) not in self.small:  # the downscaler does not change
-            big = piece.to(self.device, memory_format=torch.channels_last)
-            with self._autocast():
-                small = self.downscaler(big)
-            levels = small.float().clamp(0, 1).mul(255).round().byte().cpu()
-            self.small[pick, variant] = levels
-        small = self.small[pick, variant].float().div(255)
-        plain = functional.interpolate(small, scale_factor=scale, mode="bicubic")
-        # networks leave about half of bicubic's error
-        return piece, small, (plain - piece).square().mean() / 2
 
     def loss(self, image: Tensor) -> Tensor:
         """Eq. 11 on one batch, plus the optional guide term.
@@ -329,7 +269,10 @@ class _Trainer:
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["ratio"]
-        loss = self._next_loss()
+        image = self._coloured(self.patches.batch(self.schedule.batch)).to(
+            self.device, memory_format=torch.channels_last
+        )
+        loss = self.loss(image)
         shared = loss.detach().clone()
         self.world.mean([shared])  # not finite on one, not finite on all
         # Before backward: grid_sample's gradient writes out of bounds at NaN positions.

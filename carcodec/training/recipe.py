@@ -34,18 +34,15 @@ class Schedule:
     ``offset`` is lambda and ``tv`` gamma of eq. 11, ``guide`` weighs an L1 distance between LR
     and bicubic LR, ``soft_round`` is alpha of eq. 7.
 
-    ``codec`` trains for that storage codec: LR passes through its proxy at a quality drawn
-    between ``quality_low`` and ``quality_high`` for each sample, and the loss becomes distortion
-    plus ``rate`` times bits (see :meth:`.loop._Trainer.loss`). With ``real`` the codec itself
-    gives LR back, and the proxy only its gradient and the bits; with a ``downscaler_rate`` of 0
-    as well, the upscaler learns alone; then ``crops`` says how many patches are cut from each
-    piece of a photo that the codec has stored whole, as it will be: where a codec spends its bits
-    over a photo is not what it does with a patch (0: the patches are stored, one by one).
-    ``bounds`` weighs an L1 distance of LR from [0, 1]. ``lossless`` adds ``rate`` times the bits
-    that lossless storage would take to the plain loss. ``bf16`` computes in bfloat16 where the
-    device does that in hardware, ``fp16`` in half precision with a scaled loss, for GPUs without
-    bfloat16. ``compile`` has torch.compile fuse the networks, which takes a minute to begin with
-    and pays on a GPU.
+    ``codec`` trains for that storage codec: LR passes through its proxy at a quality drawn between
+    ``quality_low`` and ``quality_high`` for each sample, and the loss becomes distortion plus
+    ``rate`` times bits (see :meth:`.loop._Trainer.loss`). With ``real`` the codec itself gives LR
+    back, and the proxy only its gradient and the bits; with a ``downscaler_rate`` of 0 as well, the
+    upscaler learns alone. ``bounds`` weighs an L1 distance of LR from [0, 1]. ``lossless`` adds
+    ``rate`` times the bits that lossless storage would take to the plain loss. ``bf16`` computes in
+    bfloat16 where the device does that in hardware, ``fp16`` in half precision with a scaled loss,
+    for GPUs without bfloat16. ``compile`` has torch.compile fuse the networks, which takes a minute
+    to begin with and pays on a GPU.
     """
 
     batch: int = 16
@@ -70,7 +67,6 @@ class Schedule:
     quality_high: float = 90.0
     rate: float = 0.1155
     real: bool = False
-    crops: int = 0
     bf16: bool = True
     fp16: bool = False
     compile: bool = False
@@ -133,15 +129,6 @@ def load_recipe(path: Path) -> Recipe:
         )
     if recipe.training.real and recipe.training.codec in ("", "lossless"):
         raise RecipeError(f"{path} [training]: real needs a lossy codec")
-    crops = recipe.training.crops
-    if crops and (crops < 0 or recipe.training.batch % crops):
-        raise RecipeError(f"{path} [training]: batch must be a multiple of crops")
-    learns = recipe.training.downscaler_rate > 0 and recipe.downscaler.family != "none"
-    if crops and (learns or not recipe.training.real):
-        raise RecipeError(
-            f"{path} [training]: crops is for an upscaler that learns alone from the real codec: "
-            "real = true and downscaler_rate = 0.0"
-        )
     if not 0 <= recipe.training.quality_low <= recipe.training.quality_high <= 100:
         raise RecipeError(f"{path} [training]: qualities must be ordered and from 0 to 100")
     for part in ("downscaler", "upscaler"):
