@@ -242,12 +242,22 @@ def thumbnail(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the stored small image; no model is needed and no network runs."""
+    """Write the stored small image; no model is needed and no network runs.
+
+    As stored, where that is what the output's extension asks for: an .avif of a file with AVIF
+    inside has nothing coded again.
+    """
 
     def one(source: str, target: str, report: Callable[[float], None]) -> str:
         data = files.read_bytes(source)
         file = _named(source, lambda: container.read(data))
         width, height = file.header.lr_size
+        stored = _named(source, lambda: storage.by_number(file.header.storage))
+        plain = not (size or file.alpha or file.icc or file.header.colour_lr)
+        if plain and stored.extension and Path(target).suffix.lower() == stored.extension:
+            _named(source, lambda: codec.stored_image(file))  # it is sound
+            files.write_bytes(target, stored.in_file(file.lr), overwrite)
+            return f"{width}×{height}, as stored"
         share = min(1.0, size / max(width, height)) if size else 1.0
         wanted = (max(1, round(width * share)), max(1, round(height * share)))
         image = _named(source, lambda: codec.thumbnail(file, wanted))

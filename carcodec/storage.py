@@ -38,6 +38,7 @@ class StorageCodec:
         name: as the command line knows it.
         number: as the .carimg header knows it; never reused.
         older: the numbers that earlier versions wrote for it, where its form was another.
+        extension: of a file that any viewer of that format opens, or "" if there is none.
         title: for people.
         lossy: takes a quality; every codec here can be lossless.
         max_side: largest width or height the codec stores, in pixels.
@@ -54,6 +55,20 @@ class StorageCodec:
     _size: Callable[[bytes], tuple[int, int] | None] = lambda data: None
     whole: bool = False
     older: tuple[int, ...] = ()
+    extension: str = ""
+
+    def in_file(self, data: bytes) -> bytes:
+        """A codestream as a file of :attr:`extension`, nothing coded again.
+
+        Raises:
+            StorageError: it has none, or the codestream is damaged.
+        """
+        if not self.extension:
+            raise StorageError(f"{self.title} as it is stored is no file that others open")
+        try:
+            return av1.in_avif(data) if self.name == "avif" else data
+        except ValueError as error:
+            raise StorageError(f"the {self.title} codestream is damaged") from error
 
     def encode(
         self,
@@ -331,20 +346,24 @@ def _webp_decode(codecs: Any, data: bytes, out: Pixels, threads: int) -> Pixels:
 
 
 STORAGES: tuple[StorageCodec, ...] = (
-    StorageCodec("png", 1, "PNG", False, 2**31 - 1, _png_encode, _png_decode),
+    StorageCodec("png", 1, "PNG", False, 2**31 - 1, _png_encode, _png_decode, extension=".png"),
     StorageCodec(
         "jpegls", 2, "JPEG-LS", False, 65535, _jpegls_encode, _jpegls_decode, _jpegls_size
     ),
     StorageCodec(
         "jpeg2000", 3, "JPEG 2000", True, 2**31 - 1,
-        _jpeg2k_encode, _jpeg2k_decode, _jpeg2k_size,
+        _jpeg2k_encode, _jpeg2k_decode, _jpeg2k_size, extension=".j2k",
     ),
-    StorageCodec("jpegxl", 4, "JPEG XL", True, 2**30 - 1, _jpegxl_encode, _jpegxl_decode),
+    StorageCodec(
+        "jpegxl", 4, "JPEG XL", True, 2**30 - 1, _jpegxl_encode, _jpegxl_decode, extension=".jxl"
+    ),
     StorageCodec(
         "avif", 7, "AVIF", True, 32768, _avif_encode, _avif_decode, _avif_size, whole=True,
-        older=(5,),
+        older=(5,), extension=".avif",
     ),
-    StorageCodec("webp", 6, "WebP", True, 16383, _webp_encode, _webp_decode, whole=True),
+    StorageCodec(
+        "webp", 6, "WebP", True, 16383, _webp_encode, _webp_decode, whole=True, extension=".webp"
+    ),
 )  # fmt: skip
 
 

@@ -13,11 +13,12 @@ import sys
 import time
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from carcodec import app, codec, container, files
+from carcodec import app, codec, container, files, storage
 from carcodec.plugins import autoload
 
 HERE = Path(__file__).parent
@@ -163,6 +164,31 @@ def test_folders_keep_their_shape(folder: Path, tmp_path: Path) -> None:
     for path in thumbs.rglob("*.png"):
         with Image.open(path) as image:
             assert max(image.size) == 16
+
+
+@pytest.mark.parametrize("name", ["png", "jpegxl", "jpeg2000", "avif", "webp"])
+def test_the_small_image_comes_out_as_it_was_stored(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    file, whole = tmp_path / "a.carimg", storage.by_name(name)
+    assert run("encode", folder / "a.png", "-o", file, *FAST, "--storage", name, "-q") == 0
+    target = tmp_path / f"small{whole.extension}"
+    assert run("thumbnail", file, "-o", target) == 0
+    data = target.read_bytes()
+    stored = container.read(file.read_bytes())
+    if name != "avif":
+        assert data == stored.lr
+    decode = {"jpegxl": imagecodecs.jpegxl_decode, "jpeg2000": imagecodecs.jpeg2k_decode}
+    if name in decode:
+        found = decode[name](data)
+    else:
+        with Image.open(target) as image:
+            found = np.asarray(image.convert("RGB"))
+    assert np.array_equal(found, codec.stored_image(stored))
+    # of another size, or beside a profile, it is coded anew
+    assert run("thumbnail", file, "-o", tmp_path / "b.webp", "--size", "20", "-q") == 0
+    with Image.open(tmp_path / "b.webp") as image:
+        assert max(image.size) == 20
 
 
 def test_one_bad_input_does_not_stop_the_rest(
