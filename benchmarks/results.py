@@ -116,7 +116,8 @@ def page(found: dict[str, Comparison], command: str, every: dict[str, int]) -> s
         "up to 2 bits per pixel, the other sets up to 0.5. AVIF is what "
         "libavif makes of a photo by default (4:2:0, its tuning for looks); AVIF 4:4:4 tune=ssim "
         "is what carcodec stores with, used at full size without any network: the difference to "
-        "it is what the networks do.",
+        "it is what the networks do, and what AVIF's container takes: 277 bytes of each of these "
+        "files, which carcodec does without, while its own takes 66 and the model's name.",
         "",
         "![Rate-distortion on Kodak](rd.png)",
         "",
