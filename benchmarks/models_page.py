@@ -89,7 +89,7 @@ def summary(cards: list[zoo.ModelCard]) -> str:
     """README's table: the newest version of each model, each set's Y PSNR and the baseline's."""
     heads = ["model", "downscaler + upscaler", *SETS, "Kodak bpp", "JPEG bpp"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    plain = [card for card in cards if not card.storage]
+    plain = [card for card in cards if not (card.storage or card.fixed)]
     newest = {card.name: card for card in sorted(plain, key=lambda c: c.version)}
     for card in newest.values():
         sizes = f"{parameters(card.downscaler)} + {parameters(card.upscaler)}"
