@@ -291,7 +291,8 @@ def test_scale_picks_a_model(folder: Path) -> None:
     for options, model in (
         (["--scale", "4"], "car-x4-avif"),
         (["--scale", "4", "--lossless"], "car-x4"),
-        (["--scale", "3"], "rrnet-x3"),
+        (["--scale", "3"], "car-x3-avif"),
+        (["--scale", "3", "--lossless"], "rrnet-x3"),
         (["--scale", "auto", "--storage", "auto", "--quality", "100"], "car-x1-avif"),
         (["--storage", "jpeg2000", "--quality", "0"], "car-x2-jpeg2000"),
         (["--storage", "png"], "tad-x2"),
