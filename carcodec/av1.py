@@ -134,6 +134,18 @@ def _box(kind: bytes, payload: bytes) -> bytes:
     return struct.pack(">I", 8 + len(payload)) + kind + payload
 
 
+def _properties(header: SequenceHeader) -> dict[bytes, bytes]:
+    """What an AVIF file says of the picture: box types and payloads."""
+    planes = 1 if header.mono else 3
+    depth = 12 if header.twelve else 10 if header.high else 8
+    return {
+        b"ispe": struct.pack(">III", 0, header.width, header.height),
+        b"pixi": struct.pack(">IB", 0, planes) + bytes([depth] * planes),
+        b"av1C": header.configuration,
+        b"colr": struct.pack(">4sHHHB", b"nclx", *header.colour, header.full << 7),
+    }
+
+
 def in_avif(obus: bytes) -> bytes:
     """An AVIF file of bare OBUs; a file that is one already stays as it is.
 
@@ -142,16 +154,9 @@ def in_avif(obus: bytes) -> bytes:
     """
     if obus[4:8] == b"ftyp":
         return obus
-    header = sequence_header(obus)
-    planes = 1 if header.mono else 3
-    depth = 12 if header.twelve else 10 if header.high else 8
-    properties = _box(
-        b"ipco",
-        _box(b"ispe", struct.pack(">III", 0, header.width, header.height))
-        + _box(b"pixi", struct.pack(">IB", 0, planes) + bytes([depth] * planes))
-        + _box(b"av1C", header.configuration)
-        + _box(b"colr", struct.pack(">4sHHHB", b"nclx", *header.colour, header.full << 7)),
-    ) + _box(b"ipma", struct.pack(">IIHB4B", 0, 1, 1, 4, 1, 2, 0x80 | 3, 4))
+    ipco = b"".join(_box(*one) for one in _properties(sequence_header(obus)).items())
+    ipma = struct.pack(">IIHB4B", 0, 1, 1, 4, 1, 2, 0x80 | 3, 4)
+    properties = _box(b"ipco", ipco) + _box(b"ipma", ipma)
     item = _box(b"infe", struct.pack(">IHH4sB", 2 << 24, 1, 0, b"av01", 0))
 
     def meta(at: int) -> bytes:
@@ -196,9 +201,8 @@ def _bare(avif: bytes) -> bytes:
     parts = [(kind, start, end) for kind, start, _, end in _obus(data)]
     obus = b"".join(data[s:e] for kind, s, e in parts if kind != _TEMPORAL_DELIMITER)
     # what the container says must be what is said of them where it is made again
-    again = _unique(_unique(dict(_boxes(in_avif(obus)))[b"meta"][4:])[b"iprp"])
-    given = _unique(meta[b"iprp"])
-    wanted, found = (_unique(boxes[b"ipco"]) for boxes in (again, given))
+    wanted = _properties(sequence_header(obus))
+    found = _unique(_unique(meta[b"iprp"])[b"ipco"])
     if any(wanted.get(kind) != payload for kind, payload in found.items()):
         raise ValueError("properties of its own")
     return obus

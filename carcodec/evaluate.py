@@ -12,7 +12,7 @@ import time
 import tomllib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,20 +114,11 @@ def system(name: str, engine: str = "auto") -> System:
         ModelNotFoundError: neither.
         CompareError: a pair that cannot be one.
     """
-    if "+" in name:
-        return _crossed(name, engine)
-    if resizer := _as_resizer(name):
+    first, plus, second = name.partition("+")
+    if not plus and (resizer := _as_resizer(name)):
         return _resizer(name, *resizer)
-    card = zoo.find(name)
-
-    def run(image: Pixels) -> tuple[Pixels, Pixels]:
-        small = codec.downscale(image, card, engine, 1)
-        size = (image.shape[1], image.shape[0])
-        channels = 3 if image.ndim == 3 else 1
-        return small, np.asarray(codec.upscale(small, size, 8, card, engine, 1, channels=channels))
-
-    planes = _one_plane(card.downscaler) and _one_plane(card.upscaler)
-    return System(name, card.scale, run, f"{card.digest} {engine}", planes=planes)
+    pair = _pair(name, first, second if plus else first, engine)
+    return pair if plus else replace(pair, identity=f"{zoo.find(name).digest} {engine}")
 
 
 def _as_resizer(name: str) -> tuple[str, int] | None:
@@ -141,9 +132,8 @@ def _one_plane(side: zoo.Side) -> bool:
     return side.options.get("channels") == 1 or side.family == "bicubic"
 
 
-def _crossed(name: str, engine: str) -> System:
-    """``A+B``: one's downscaler and the other's upscaler."""
-    first, _, second = name.partition("+")
+def _pair(name: str, first: str, second: str, engine: str) -> System:
+    """One's downscaler and the other's upscaler."""
     down, up = _as_resizer(first), _as_resizer(second)
     shrinks = None if down else zoo.find(first)
     enlarges = None if up else zoo.find(second)
@@ -151,7 +141,7 @@ def _crossed(name: str, engine: str) -> System:
     other = enlarges.scale if enlarges else up[1] if up else 0
     if scale != other:
         raise CompareError(f"{first} is ×{scale} and {second} ×{other}: no pair")
-    if any(card is not None and card.grey for card in (shrinks, enlarges)):
+    if first != second and any(c is not None and c.grey for c in (shrinks, enlarges)):
         raise CompareError(f"{name}: a model that stores colour in grey goes with no other")
 
     def run(image: Pixels) -> tuple[Pixels, Pixels]:

@@ -56,6 +56,7 @@ class StorageCodec:
     whole: bool = False
     older: tuple[int, ...] = ()
     extension: str = ""
+    _file: Callable[[bytes], bytes] = lambda data: data
 
     def in_file(self, data: bytes) -> bytes:
         """A codestream as a file of :attr:`extension`, nothing coded again.
@@ -66,7 +67,7 @@ class StorageCodec:
         if not self.extension:
             raise StorageError(f"{self.title} as it is stored is no file that others open")
         try:
-            return av1.in_avif(data) if self.name == "avif" else data
+            return self._file(data)
         except ValueError as error:
             raise StorageError(f"the {self.title} codestream is damaged") from error
 
@@ -359,7 +360,7 @@ STORAGES: tuple[StorageCodec, ...] = (
     ),
     StorageCodec(
         "avif", 7, "AVIF", True, 32768, _avif_encode, _avif_decode, _avif_size, whole=True,
-        older=(5,), extension=".avif",
+        older=(5,), extension=".avif", _file=av1.in_avif,
     ),
     StorageCodec(
         "webp", 6, "WebP", True, 16383, _webp_encode, _webp_decode, whole=True, extension=".webp"

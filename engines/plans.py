@@ -23,7 +23,7 @@ from carcodec.zoo import ModelCard
 
 __all__ = [
     "Library", "PlanRefusedError", "Profile", "batch", "build", "folder", "graph", "halved", "key",
-    "plan", "profile",
+    "may_halve", "plan", "profile",
 ]  # fmt: skip
 
 Profile = tuple[int, int, int]  # least, usual and largest side of the network's input
@@ -78,6 +78,11 @@ def batch(card: ModelCard, side: str, plugin: bool) -> int:
         return 1  # the resampler's function is written for one photo
     usual = profile(card, side)[1] * (card.scale if side == "upscaler" else 1)
     return int(min(max(1, _BATCH_PIXELS // usual**2), _BATCH))
+
+
+def may_halve(card: ModelCard, side: str) -> bool:
+    """Whether half precision is for that side: what a downscaler makes is kept for good."""
+    return side == "upscaler" and card.upscaler.family != "bicubic"
 
 
 def graph(card: ModelCard, side: str, plugin: bool, half: bool = False) -> onnx.ModelProto:

@@ -59,8 +59,8 @@ def load(card: ModelCard, side: str, threads: int = 0, options: tuple[str, ...] 
     """
     module = network(card, side)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    learned = side == "upscaler" and card.upscaler.family != "bicubic"
-    precision = next((_PRECISIONS[o] for o in options if o in _PRECISIONS and learned), None)
+    asked = [_PRECISIONS[o] for o in options if o in _PRECISIONS]
+    precision = asked[0] if asked and plans.may_halve(card, side) else None
     if "compile" in options:
         _compile(module)
     if torch.cuda.is_available():
@@ -125,7 +125,7 @@ def _on_gpu(
             _check(asked, card, side, precision)
             return asked
         whole = Pipeline(module, device, side, count)
-        if side == "upscaler" and card.upscaler.family != "bicubic":
+        if plans.may_halve(card, side):
             half = Pipeline(module, device, side, count, torch.float16)
             reason = guard.refusal(half, card, side)
             if not reason:

@@ -21,7 +21,7 @@ from carcodec.engines import batches, guard, log, plans
 from carcodec.errors import EngineError
 from carcodec.zoo import ModelCard
 
-__all__ = ["Device", "Session", "device_name", "network", "planned"]
+__all__ = ["Device", "Session", "device_name", "load", "network", "planned"]
 
 Block = NDArray[np.float32]
 _ON_THE_WAY = 2  # batches of one caller,
@@ -225,8 +225,8 @@ def planned(
             return ""
         return guard.refusal(Session(library, _DEVICE[0], data, count), card, side)
 
-    half = side == "upscaler" and card.upscaler.family != "bicubic"
-    first, *others = [precision] if precision else ["fp16", "fp32"] if half else ["fp32"]
+    usual = ["fp16", "fp32"] if plans.may_halve(card, side) else ["fp32"]
+    first, *others = [precision] if precision else usual
     try:
         return first, plans.plan(library, card, side, first, device, refusal=refusal)
     except plans.PlanRefusedError as error:
@@ -235,6 +235,12 @@ def planned(
         log.warning("float32 is taken: %s", error)
     (last,) = others
     return last, plans.plan(library, card, side, last, device, refusal=refusal)
+
+
+def load(library: plans.Library, card: ModelCard, side: str, options: tuple[str, ...]) -> Session:
+    """:func:`network` with an engine's options: at most a precision, for what may have one."""
+    precision = "".join(options) if plans.may_halve(card, side) else "fp32"
+    return network(library, card, side, precision)
 
 
 def network(library: plans.Library, card: ModelCard, side: str, precision: str = "") -> Session:

@@ -29,6 +29,4 @@ def load(
 
     ``fp16`` is for upscalers: downscalers stay in float32.
     """
-    learned = side == "upscaler" and card.upscaler.family != "bicubic"
-    precision = "".join(options) if learned else "fp32"
-    return session.network(library(), card, side, precision)
+    return session.load(library(), card, side, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -29,8 +30,12 @@ def bicubic_kernel(scale: int, size: int) -> Tensor:
     The taps stand where :func:`.car.adaptive_resample` puts its undisplaced ones: centred on the
     LR pixel, one HR pixel apart. Support beyond ``size`` is cut off before normalising.
     """
+    return _antialiased(_cubic, scale, size)
+
+
+def _antialiased(function: Callable[[Tensor], Tensor], scale: int, size: int) -> Tensor:
     x = ((torch.arange(size, dtype=torch.float64) - (size - 1) / 2) / scale).abs()
-    line = _cubic(x)
+    line = function(x)
     line = line / line.sum()
     return torch.outer(line, line).float()
 
@@ -126,10 +131,7 @@ class Shortcut(nn.Module):
 
 def _bilinear_kernel(scale: int, size: int) -> Tensor:
     """As :func:`bicubic_kernel`."""
-    x = ((torch.arange(size, dtype=torch.float64) - (size - 1) / 2) / scale).abs()
-    line = (1 - x).clamp(min=0)
-    line = line / line.sum()
-    return torch.outer(line, line).float()
+    return _antialiased(lambda x: (1 - x).clamp(min=0), scale, size)
 
 
 def _nearest_kernel(scale: int, size: int) -> Tensor:
