@@ -377,7 +377,7 @@ def engine_list() -> None:
 def engine_build(
     models: Annotated[list[str], typer.Argument(help="Models whose TensorRT plans to build.")],
     engine: Annotated[
-        str, typer.Option(help="tensorrt or tensorrt-rtx; the first one installed.")
+        str, typer.Option(help="tensorrt or tensorrt-rtx, also with :fp32 or :fp16. [installed]")
     ] = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -387,12 +387,12 @@ def engine_build(
     if engine == "auto":
         found = [name for name in engines.ON_GPU if not engines.missing(name)]
         engine = found[0] if found else engines.ON_GPU[0]
-    if engine not in engines.ON_GPU:
+    if engine.partition(":")[0] not in engines.ON_GPU:
         raise CarcodecError(
             f"the engine {engine} needs no building: choose one of {', '.join(engines.ON_GPU)}"
         )
     chosen: Any = engines.get(engine)
-    library = chosen.library()
+    library, options = chosen.library(), engines.options(engine)
     from carcodec.engines import plans, session
 
     jobs = [(zoo.find(name), side) for name in models for side in ("downscaler", "upscaler")]
@@ -402,7 +402,8 @@ def engine_build(
         for card, side in jobs:
             bar.update(task, description=f"{engine}: {side} of {card.name}")
             before = set(plans.folder().glob("*.plan"))
-            precision, _ = session.planned(library, card, side)
+            asked = session.asked(card, side, options)
+            precision, _ = session.planned(library, card, side, asked)
             path = plans.folder() / plans.key(library, card, side, precision, device)
             bar.console.print(f"{path}{' was there' if path in before else ''}", markup=False)
             bar.advance(task)

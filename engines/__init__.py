@@ -17,7 +17,7 @@ from carcodec.zoo import ModelCard
 
 __all__ = [
     "ENGINES", "ON_GPU", "OPTIONS", "Engine", "Network", "Pipelined", "available", "batches", "get",
-    "has_gpu", "load", "missing", "over", "resolve",
+    "has_gpu", "load", "missing", "options", "over", "resolve",
 ]  # fmt: skip
 
 # name -> (modules to look for, extra that brings them), in the order "auto" prefers
@@ -127,16 +127,16 @@ def load(name: str, card: ModelCard, side: str, threads: int = 0) -> Network:
         EngineError: the engine, or the last one there is, cannot load the network.
     """
     candidates = _preferred() if name == "auto" else [resolve(name)]
-    options = _options(name)
+    chosen = options(name)
     for candidate in candidates or [resolve(name)]:
         try:
-            network = _module(candidate).load(card, side, threads, options)
+            network = _module(candidate).load(card, side, threads, chosen)
         except (EngineError, MissingDependencyError) as error:
             if candidate == candidates[-1]:
                 raise
             log.warning("%s is passed over: %s", candidate, error)
         else:
-            with_options = ":".join(filter(None, (candidate, "+".join(options))))
+            with_options = ":".join(filter(None, (candidate, "+".join(chosen))))
             log.info("%s runs the %s of %s", with_options, side, card.name)
             return network
     raise AssertionError("the last candidate raises")
@@ -155,7 +155,8 @@ def _module(name: str) -> Engine:
     return engine  # type: ignore[no-any-return]
 
 
-def _options(name: str) -> tuple[str, ...]:
+def options(name: str) -> tuple[str, ...]:
+    """Those of :data:`OPTIONS` that ``name`` carries, unchecked."""
     return tuple(filter(None, name.partition(":")[2].split("+")))
 
 
@@ -175,18 +176,18 @@ def resolve(name: str = "auto") -> str:
                 "no inference engine is installed: pip install onnxruntime"
             )
         name = usable[0]
-    name, options = name.partition(":")[0], _options(name)
+    name, chosen = name.partition(":")[0], options(name)
     if name == "auto":
         raise EngineError("options go with an engine's own name, not with auto: pytorch:fp32")
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}: choose auto or one of {', '.join(ENGINES)}")
     known = OPTIONS.get(name, ())
-    for option in options:
+    for option in chosen:
         if option not in known:
             has = f"options are {', '.join(known)}" if known else "it has none"
             raise EngineError(f"{name} has no option {option!r}: {has}")
-    if len([option for option in options if option != "compile"]) > 1:
-        raise EngineError(f"one precision at a time, not {'+'.join(options)}")
+    if len([option for option in chosen if option != "compile"]) > 1:
+        raise EngineError(f"one precision at a time, not {'+'.join(chosen)}")
     if lacking := missing(name):
         extra = ENGINES[name][1]
         package = f'"carcodec[{extra}]"' if extra else lacking[0]

@@ -21,7 +21,7 @@ from carcodec.engines import batches, guard, log, plans
 from carcodec.errors import EngineError
 from carcodec.zoo import ModelCard
 
-__all__ = ["Device", "Session", "device_name", "load", "network", "planned"]
+__all__ = ["Device", "Session", "asked", "device_name", "load", "network", "planned"]
 
 Block = NDArray[np.float32]
 _ON_THE_WAY = 2  # batches of one caller,
@@ -237,10 +237,14 @@ def planned(
     return last, plans.plan(library, card, side, last, device, refusal=refusal)
 
 
+def asked(card: ModelCard, side: str, options: tuple[str, ...]) -> str:
+    """The precision that an engine's options ask for, for what may have one; "" leaves it open."""
+    return "".join(options) if plans.may_halve(card, side) else "fp32"
+
+
 def load(library: plans.Library, card: ModelCard, side: str, options: tuple[str, ...]) -> Session:
-    """:func:`network` with an engine's options: at most a precision, for what may have one."""
-    precision = "".join(options) if plans.may_halve(card, side) else "fp32"
-    return network(library, card, side, precision)
+    """:func:`network` with an engine's options."""
+    return network(library, card, side, asked(card, side, options))
 
 
 def network(library: plans.Library, card: ModelCard, side: str, precision: str = "") -> Session:

@@ -195,6 +195,11 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: object
         done = runner.invoke(app.app, ["engine", "build", "tiny-x2", "--engine", "tensorrt-rtx"])
         assert done.exit_code == 0, done.output
         assert len(list(tmp_path.glob("tiny-x2-v1-*.plan"))) == 2
+        asked = ["engine", "build", "tiny-x2", "--engine", "tensorrt-rtx:fp32"]
+        assert runner.invoke(app.app, asked).exit_code == 0
+        assert len(list(tmp_path.glob("tiny-x2-v1-upscaler-fp32-*.plan"))) == 1
+        unknown = runner.invoke(app.app, [*asked[:-1], "tensorrt-rtx:bf16"])
+        assert "no option 'bf16'" in str(unknown.exception)
     photo.save(tmp_path / "photo.png")  # type: ignore[attr-defined]
     arguments = ["engine", "bench", "tiny-x2", "--photo", str(tmp_path / "photo.png")]
     done = runner.invoke(app.app, [*arguments, "--engine", "onnxruntime,openvino"])

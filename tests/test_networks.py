@@ -112,6 +112,8 @@ def count(network: nn.Module) -> int:
         (lambda: superres.RDN(2), 22_123_395),
         (lambda: superres.RDN(3), 22_308_035),
         (lambda: superres.RDN(4), 22_271_107),
+        # 9-1-5 with 64 and 32 channels: 8,032 weights, and a bias for each channel
+        (lambda: superres.SRCNN(3, 1), 8_032 + 64 + 32 + 1),
         # without the 24 frozen numbers of the mean colour's subtraction
         (lambda: superres.RCAN(2), 15_444_667 - 24),
         (lambda: superres.RCAN(4), 15_592_379 - 24),
