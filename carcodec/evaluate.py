@@ -25,8 +25,8 @@ from carcodec.errors import CarcodecError, CompareError, ModelNotFoundError
 
 __all__ = [
     "BITS", "FIGURES", "PROTOCOLS", "Published", "Row", "System", "as_csv", "as_json", "beside",
-    "evaluate", "markdown", "published", "sources", "speeds", "system", "systems", "table",
-    "tables",
+    "evaluate", "markdown", "printed", "published", "sources", "speeds", "system", "systems",
+    "table", "tables",
 ]  # fmt: skip
 
 Pixels = NDArray[np.uint8]
@@ -371,6 +371,11 @@ def tables() -> list[str]:
     return list(dict.fromkeys(p.label for p in _all_published()))
 
 
+def printed(label: str) -> list[Published]:
+    """All that one of :func:`tables` holds."""
+    return [p for p in _all_published() if p.label == label]
+
+
 def published(rows: Sequence[Row], label: str = "") -> list[Published]:
     """What papers print for the scales and sets of ``rows``.
 
@@ -393,7 +398,7 @@ def beside(label: str, scales: Sequence[int] = ()) -> tuple[list[str], list[str]
     """
     if label not in tables():
         raise CompareError(f"unknown table {label!r}: choose from {', '.join(tables())}")
-    chosen = [p for p in _all_published() if p.label == label and p.scale in (scales or [p.scale])]
+    chosen = [p for p in printed(label) if p.scale in (scales or [p.scale])]
     wanted = sorted({name for p in chosen for name in p.ours}, key=_by_scale)
     there, missing = [], []
     for name in wanted:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.table import Table
 
-from carcodec import atomic, codec, metrics, zoo
+from carcodec import atomic, codec, evaluate, metrics, resize, zoo
 from carcodec.compare.run import load, paths
 from carcodec.errors import CarcodecError, CompareError
 
@@ -203,56 +203,54 @@ def _largest(
 
 # ---- CAR, table V
 
-_TABLE5 = {  # (set, scale) → bicubic, CAR
-    ("Set5", 4): (11.99, 11.80), ("Set14", 4): (11.23, 11.14), ("BSD100", 4): (11.11, 10.69),
-    ("Urban100", 4): (11.39, 11.28), ("Set5", 2): (14.78, 14.39), ("Set14", 2): (12.61, 12.47),
-    ("BSD100", 2): (12.85, 12.61), ("Urban100", 2): (12.23, 12.28),
-}  # fmt: skip
-
 
 def _table5(
     pictures: list[tuple[str, str, Pixels]], models: list[str], engine: str, progress: Report
 ) -> list[Sheet]:
     cards = [zoo.find(name) for name in models] or _plain_models()
-    scales = sorted({card.scale for card in cards if card.scale > 1})
+    printed = {
+        (name, p.pictures): p.figures["jpegls"]
+        for p in evaluate.printed("CAR V")
+        for name in p.ours
+    }
     sheets = []
+    scales = sorted({card.scale for card in cards if card.scale > 1})
     for number, scale in enumerate(scales):
         own = [card.name for card in cards if card.scale == scale]
-        filters = {
-            "box": Image.Resampling.BOX,
-            "bicubic": Image.Resampling.BICUBIC,
-            "Lanczos": Image.Resampling.LANCZOS,
-        }
-        by_set: dict[str, list[list[float]]] = {}
+        bits: dict[str, list[list[float]]] = {}
         for at, (name, group, image) in enumerate(pictures):
             progress(f"{name}, ×{scale}", (number + at / len(pictures)) / len(scales))
             height, width = (side // (2 * scale) * 2 * scale for side in image.shape[:2])
             if min(height, width) < 4 * scale:
                 continue
-            cropped = image[:height, :width]
-            size = width // scale, height // scale
-            smalls = [
-                np.asarray(Image.fromarray(cropped).resize(size, kind)) for kind in filters.values()
-            ]
+            cropped = np.ascontiguousarray(image[:height, :width])
+            smalls = [resize.downscale(cropped, scale, kind) for kind in _KINDS]
             smalls += [codec.prepare(cropped, model=m, engine=engine).small for m in own]
-            by_set.setdefault(group, []).append([_jpegls_bits(s) for s in smalls])
-        rows: list[list[str | float | None]] = []
-        for group, values in by_set.items():
-            paper = _TABLE5.get((group, scale), (None, None))
-            rows.append([group, len(values), *map(float, np.mean(values, 0)), *paper])
+            bits.setdefault(group, []).append([_jpegls_bits(s) for s in smalls])
+        columns = ["downscaler"]
+        rows: list[list[str | float | None]] = [[f"{kind}-x{scale}"] for kind in _KINDS]
+        rows += [[name] for name in own]
+        for group, values in bits.items():
+            columns += [f"{group}, {len(values)} pictures", "published"]
+            for row, mean in zip(rows, np.mean(values, 0).tolist(), strict=True):
+                row += [mean, printed.get((str(row[0]), group))]
         sheets.append(
             Sheet(
                 "car-table5",
                 f"CAR table V, ×{scale}: bits per LR pixel, JPEG-LS",
-                ("folder", "pictures", *filters, *own, "bicubic, published", "CAR, published"),
+                tuple(columns),
                 tuple(map(tuple, rows)),
                 (
                     "the paper prints more bits per pixel for ×2 than for ×4, where any photo has "
                     "fewer: its two blocks may have changed places",
                 ),
+                grouped=2,
             )
         )
     return sheets
+
+
+_KINDS = ("box", "lanczos3", "bicubic", "perceptual", "dpid", "l0")
 
 
 def _jpegls_bits(small: Pixels) -> float:
