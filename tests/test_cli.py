@@ -295,7 +295,7 @@ def test_scale_picks_a_model(folder: Path) -> None:
         (["--scale", "3", "--lossless"], "rrnet-x3"),
         (["--scale", "auto", "--storage", "auto", "--quality", "100"], "car-x1-avif"),
         (["--storage", "jpeg2000", "--quality", "0"], "car-x2-jpeg2000"),
-        (["--storage", "png"], "tad-x2"),
+        (["--storage", "png"], "tad-x2-lossless"),
         (["--storage", "webp", "--quality", "80"], "car-x2"),
         ([], "car-x2-avif"),
     ):

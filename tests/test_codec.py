@@ -33,6 +33,7 @@ Psnr = Callable[[Image.Image, Image.Image], float]
     [
         ("car-x2", 1.0),
         ("tad-x2", 1.8),
+        ("tad-x2-lossless", 1.8),
         ("rrnet-x2", 1.8),
         ("car-x3", 0.7),
         ("rrnet-x3", 1.5),
@@ -53,7 +54,18 @@ def test_shipped_models_beat_bicubic(
 
 
 @pytest.mark.parametrize(
-    "model", ["car-x2", "tad-x2", "rrnet-x2", "car-x3", "rrnet-x3", "car-x4", "rrnet-x4", "tad-x4"]
+    "model",
+    [
+        "car-x2",
+        "tad-x2",
+        "tad-x2-lossless",
+        "rrnet-x2",
+        "car-x3",
+        "rrnet-x3",
+        "car-x4",
+        "rrnet-x4",
+        "tad-x4",
+    ],
 )
 def test_the_thumbnail_looks_like_the_photo(
     model: str, taipei: Image.Image, peak_signal: Psnr

@@ -27,10 +27,10 @@ def part(taipei: Image.Image) -> Image.Image:
 @pytest.mark.parametrize(
     ("asked", "setting"),
     [
-        ({"quality": None}, Setting("tad-x2", "jpegxl", None)),
+        ({"quality": None}, Setting("tad-x2-lossless", "jpegxl", None)),
         ({"quality": None, "scale": 3}, Setting("rrnet-x3", "jpegxl", None)),
         ({"quality": None, "scale": 4}, Setting("car-x4", "jpegxl", None)),
-        ({"storage_codec": "png"}, Setting("tad-x2", "png", None)),
+        ({"storage_codec": "png"}, Setting("tad-x2-lossless", "png", None)),
         ({"storage_codec": "WebP", "quality": 40.0}, Setting("car-x2", "webp", 40.0)),
         ({"model": "car-x4"}, Setting("car-x4", "jpegxl", None)),
         ({"model": "car-x4", "quality": 70}, Setting("car-x4", "jpegxl", 70)),
