@@ -235,7 +235,7 @@ def test_l0_keeps_edges(taipei: Image.Image) -> None:
     # without priors' exceptions and gradients it is the least squares of the bilinear enlargement
     rng = np.random.default_rng(2)
     smooth = np.asarray(Image.fromarray(rng.integers(60, 200, (6, 5), np.uint8)).resize((16, 12)))
-    lines = [resize.imresize(np.eye(n // 2), (n // 2, n), "bilinear") for n in (smooth.shape[:2])]
+    lines = [resize.imresize(np.eye(n // 2), (n // 2, n), "bilinear") for n in smooth.shape[:2]]
     least = np.linalg.pinv(lines[0]) @ smooth.astype(float) @ np.linalg.pinv(lines[1]).T
     found = resize.l0(smooth, 2, far=2.0, weight=0.0)
     assert np.abs(found - least.clip(0, 255)).max() < 0.6
@@ -246,7 +246,7 @@ def test_l0_keeps_edges(taipei: Image.Image) -> None:
         for kind in ("bicubic", "dpid", "perceptual", "l0")
     }
     assert max(steep, key=steep.__getitem__) == "l0"
-    # one plane is treated as three equal ones are; a flat photo stays flat
+    # a grey photo has one plane; a flat photo stays flat
     grey, flat = image[:64, :64, 1], np.full((16, 20, 3), 90, np.uint8)
     assert resize.l0(grey, 4).shape == (16, 16)
     assert (resize.downscale(flat, 4, "l0") == 90).all()
