@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageCms
 
-from carcodec import av1, storage
+from carcodec import av1, metrics, storage
 from carcodec.errors import StorageError
 from carcodec.storage import STORAGES, StorageCodec
 
@@ -159,15 +159,30 @@ def test_no_bytes_crash_the_parser(data: bytes) -> None:
 def test_jpeg2000_carries_no_comment(taipei: Image.Image) -> None:
     image = np.asarray(taipei.crop((200, 300, 264, 348)))
     codec = storage.by_name("jpeg2000")
-    for quality in (30, None):
-        data = codec.encode(image, quality)
-        level = 0 if quality is None else 32
-        plain = imagecodecs.jpeg2k_encode(
-            image, level=level, reversible=quality is None, codecformat="j2k", resolutions=6
-        )
-        assert len(plain) - 60 < len(data) < len(plain) - 30
-        assert b"OpenJPEG" in plain and b"OpenJPEG" not in data
-        assert np.array_equal(imagecodecs.jpeg2k_decode(plain), codec.decode(data, (64, 48), 3))
+    data = codec.encode(image)
+    plain = imagecodecs.jpeg2k_encode(
+        image, level=0, reversible=True, codecformat="j2k", resolutions=6
+    )
+    assert len(plain) - 60 < len(data) < len(plain) - 30
+    assert b"OpenJPEG" in plain
+    assert np.array_equal(imagecodecs.jpeg2k_decode(plain), codec.decode(data, (64, 48), 3))
+    assert b"OpenJPEG" not in data + codec.encode(image, 30)
+
+
+def test_jpeg2000_meets_its_quality_in_fewer_bytes(taipei: Image.Image) -> None:
+    codec = storage.by_name("jpeg2000")
+    for image in (np.asarray(taipei), np.asarray(taipei.convert("L"))):
+        for quality in (5, 20.5, 40):
+            level = 20 + 0.4 * quality
+            data = codec.encode(image, quality)
+            plain = imagecodecs.jpeg2k_encode(
+                image, level=level, reversible=False, codecformat="j2k", resolutions=6
+            )
+            errors = [
+                metrics.psnr(image, np.asarray(imagecodecs.jpeg2k_decode(d))) for d in (data, plain)
+            ]
+            assert errors[0] > level - 0.5 and errors[0] > errors[1] - 0.1
+            assert len(data) < len(plain)
 
 
 def test_green_difference_shrinks_jpegls(taipei: Image.Image) -> None:
