@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from carcodec import av1
+from carcodec import av1, j2k
 from carcodec.errors import MissingDependencyError, StorageError
 
 __all__ = ["DEFAULT_EFFORT", "STORAGES", "StorageCodec", "avif_file", "by_name", "by_number"]
@@ -231,7 +231,7 @@ def _jpeg2k_encode(
                 quality_layers=[level],
                 num_resolutions=min(7, resolutions),
             )
-            return _without_comments(buffer.getvalue())
+            return j2k.bare(_without_comments(buffer.getvalue()))
         except (KeyError, ValueError):  # a Pillow without JPEG 2000
             pass
     data = codecs.jpeg2k_encode(
@@ -256,13 +256,8 @@ def _without_comments(data: bytes) -> bytes:
     return b"".join((*kept, data[at:]))
 
 
-def _jpeg2k_size(data: bytes) -> tuple[int, int]:
-    right, bottom, left, top = struct.unpack_from(">4I", data, 8)  # SIZ, ISO 15444-1 A.5.1
-    return right - left, bottom - top
-
-
 def _jpeg2k_decode(codecs: Any, data: bytes, out: Pixels, threads: int) -> Pixels:
-    return np.asarray(codecs.jpeg2k_decode(data, numthreads=threads, out=out))
+    return np.asarray(codecs.jpeg2k_decode(j2k.codestream(data), numthreads=threads, out=out))
 
 
 def _jpegxl_encode(
@@ -370,8 +365,8 @@ STORAGES: tuple[StorageCodec, ...] = (
         "jpegls", 2, "JPEG-LS", False, 65535, _jpegls_encode, _jpegls_decode, _jpegls_size
     ),
     StorageCodec(
-        "jpeg2000", 3, "JPEG 2000", True, 2**31 - 1,
-        _jpeg2k_encode, _jpeg2k_decode, _jpeg2k_size, extension=".j2k",
+        "jpeg2000", 8, "JPEG 2000", True, 2**31 - 1, _jpeg2k_encode, _jpeg2k_decode, j2k.size,
+        older=(3,), extension=".j2k", _file=j2k.codestream,
     ),
     StorageCodec(
         "jpegxl", 4, "JPEG XL", True, 2**30 - 1, _jpegxl_encode, _jpegxl_decode, extension=".jxl"

@@ -64,7 +64,7 @@ def main() -> None:
     runs = [(f"mode-{name}", photo, "png", None, None) for name, photo in photos.items()]
     runs.append(("alpha-lossy", photos["rgba"], "png", None, 40))
     for c in storage.STORAGES:
-        form = {7: "av1"}.get(c.number, c.name)  # "avif" is its older form
+        form = {7: "av1", 8: "j2k"}.get(c.number, c.name)  # "avif", "jpeg2000": older forms
         for kind in ("rgb", "l"):
             runs.append((f"{form}-lossless-{kind}", photos[kind], c.name, None, None))
             if c.lossy:

@@ -15,9 +15,12 @@ MODES += [("1", 1, 0), ("I;16", 1, 0), ("RGB;16", 3, 0), ("RGBA;16", 3, 1)]
 
 def codestream(number: int, data: bytes, width: int, height: int, channels: int) -> Any:
     names = {1: "png", 2: "jpegls", 3: "jpeg2k", 4: "jpegxl", 5: "avif", 6: "webp", 7: "avif"}
+    names[8] = "jpeg2k"
     options = {"hasalpha": False} if number == 6 else {}
     if number == 7 and data[4:8] != b"ftyp":
         data = avif(data, width, height)
+    if number == 8 and data[0] != 0xFF:
+        data = jpeg2000(data)
     image = getattr(imagecodecs, names[number] + "_decode")(data, **options)
     if channels == 1 and image.ndim == 3 and number in (5, 6, 7):
         image = image[..., 1]
@@ -26,6 +29,37 @@ def codestream(number: int, data: bytes, width: int, height: int, channels: int)
         image = np.stack([red + green, green, blue + green], -1)
     assert image.shape == ((height, width) if channels == 1 else (height, width, channels))
     return image
+
+
+def jpeg2000(data: bytes) -> bytes:
+    """A codestream of the packets of storage 8."""
+    levels, channels = data[0] & 7, 3 if data[0] & 8 else 1
+    numbers, at = [], 1
+    while len(numbers) < 2:
+        end = next(i for i in range(at, len(data)) if data[i] < 128) + 1
+        numbers.append(sum((data[i] & 127) << 7 * (i - at) for i in range(at, end)))
+        at = end
+    size = struct.pack(">II", *numbers)
+    lowest = ["4000", "4824", "5F52", "6738", "6F20", "7720", "7F20"][levels]
+    bands = [
+        "7EE07EE07EA0",
+        "76F076F076C0",
+        "6F006F006EE0",
+        "675067506768",
+        "500550055047",
+        "57D357D35762",
+    ]
+    steps = lowest + "".join(bands[6 - levels :])
+    return b"".join(
+        (
+            bytes.fromhex("FF4F FF51"), struct.pack(">HH", 38 + 3 * channels, 0),
+            size, bytes(8), size, bytes(8), struct.pack(">H", channels), b"\7\1\1" * channels,
+            bytes.fromhex("FF52 000C 00 00 0001"), bytes((channels == 3, levels, 4, 4, 0, 0)),
+            bytes.fromhex("FF5C"), struct.pack(">H", 5 + 6 * levels), bytes.fromhex("42" + steps),
+            bytes.fromhex("FF90 000A 0000"), struct.pack(">I", 14 + len(data) - at), b"\0\1",
+            bytes.fromhex("FF93"), data[at:], bytes.fromhex("FFD9"),
+        )
+    )  # fmt: skip
 
 
 def avif(obus: bytes, width: int, height: int) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import struct
 from typing import Any
 
 import imagecodecs
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageCms
 
-from carcodec import av1, metrics, storage
+from carcodec import av1, j2k, metrics, storage
 from carcodec.errors import StorageError
 from carcodec.storage import STORAGES, StorageCodec
 
@@ -178,11 +180,63 @@ def test_jpeg2000_meets_its_quality_in_fewer_bytes(taipei: Image.Image) -> None:
             plain = imagecodecs.jpeg2k_encode(
                 image, level=level, reversible=False, codecformat="j2k", resolutions=6
             )
-            errors = [
-                metrics.psnr(image, np.asarray(imagecodecs.jpeg2k_decode(d))) for d in (data, plain)
-            ]
+            decoded = [imagecodecs.jpeg2k_decode(d) for d in (codec.in_file(data), plain)]
+            errors = [metrics.psnr(image, np.asarray(d)) for d in decoded]
             assert errors[0] > level - 0.5 and errors[0] > errors[1] - 0.1
             assert len(data) < len(plain)
+
+
+@settings(max_examples=60)
+@given(
+    image=hnp.arrays(
+        np.uint8,
+        st.tuples(st.integers(1, 150), st.integers(1, 150)).flatmap(
+            lambda s: st.sampled_from((s, (*s, 3)))
+        ),
+        elements=st.integers(0, 255),
+    ),
+    quality=st.floats(0, 100),
+)
+def test_jpeg2000_is_kept_without_its_headers(image: Any, quality: float) -> None:
+    codec = storage.by_name("jpeg2000")
+    data = codec.encode(image, quality)
+    size = image.shape[1], image.shape[0]
+    whole = codec.in_file(data)
+    assert j2k.bare(whole) == data and j2k.codestream(whole) == whole
+    assert len(whole) - len(data) > 70 and j2k.size(data) == j2k.size(whole) == size
+    decoded = codec.decode(data, size, 3 if image.ndim == 3 else 1)
+    # any decoder takes it
+    with Image.open(io.BytesIO(whole)) as opened:
+        assert np.array_equal(np.asarray(opened), decoded)
+    # as it was written before, a whole codestream
+    old = storage.by_number(3)
+    assert old is storage.by_number(8) is codec
+    assert np.array_equal(old.decode(whole, size, 3 if image.ndim == 3 else 1), decoded)
+
+
+def test_other_jpeg2000_headers_are_kept(taipei: Image.Image) -> None:
+    image = np.asarray(taipei.crop((200, 300, 364, 448)))
+    whole = [imagecodecs.jpeg2k_encode(image, level=level, codecformat="j2k") for level in (0, 30)]
+    for options in ({}, {"irreversible": True, "mct": 1, "tile_size": (64, 64)}):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "JPEG2000", no_jp2=True, **options)
+        whole.append(buffer.getvalue())
+    for stream in whole:
+        assert j2k.bare(stream) == stream == j2k.codestream(stream)
+        assert j2k.size(stream) == (164, 148)
+    sound = j2k.codestream(storage.by_name("jpeg2000").encode(image, 30))
+    assert j2k.bare(sound) != sound
+    for end in (0, 3, 41, 100, len(sound) - 1):
+        assert j2k.bare(sound[:end]) == sound[:end]
+
+
+@given(data=st.binary(max_size=30))
+def test_no_bytes_crash_the_jpeg2000_parser(data: bytes) -> None:
+    assert j2k.bare(data) == data
+    with contextlib.suppress(ValueError, struct.error):
+        assert min(j2k.size(data)) > 0 and j2k.codestream(data)[:2] == b"\xff\x4f"
+    with contextlib.suppress(StorageError):
+        storage.by_name("jpeg2000").decode(data, (3, 2), 1)
 
 
 def test_green_difference_shrinks_jpegls(taipei: Image.Image) -> None:
@@ -244,5 +298,5 @@ def test_refusals_say_what_to_do() -> None:
 
 def test_numbers_are_those_of_the_format_page() -> None:
     assert [(c.number, c.name) for c in STORAGES] == [
-        (1, "png"), (2, "jpegls"), (3, "jpeg2000"), (4, "jpegxl"), (7, "avif"), (6, "webp"),
+        (1, "png"), (2, "jpegls"), (8, "jpeg2000"), (4, "jpegxl"), (7, "avif"), (6, "webp"),
     ]  # fmt: skip
