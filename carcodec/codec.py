@@ -350,7 +350,7 @@ def upscale(
         return _enlarged(small, size, bits, card.scale)
     width, height = size
     network = _over(card, "upscaler", engine, threads, 1.0 if quality is None else quality / 100)
-    stride = int(card.upscaler.options.get("stride", 1))
+    stride = card.upscaler.stride
     padded = (_multiple(small.shape[1], stride), _multiple(small.shape[0], stride))
     peak = np.float32(65535 if bits == 16 else 255)
     channels = channels or (3 if small.ndim == 3 else 1)
@@ -374,7 +374,7 @@ def upscale(
         network,
         padded,
         card.upscaler.halo,
-        _multiple(max(tile or 512, 2 * card.upscaler.halo + 1), stride),
+        _multiple(max(tile or 512 * stride, 2 * card.upscaler.halo + 1), stride),
         read,
         write,
         write_scale=card.scale,

@@ -65,8 +65,8 @@ def folder() -> Path:
 def profile(card: ModelCard, side: str) -> Profile:
     """Sides of the tiles that the codec gives a network (:mod:`carcodec.codec`)."""
     if side == "upscaler":
-        least = int(card.upscaler.options.get("stride", 1))
-        return least, 512, max(512, 2 * card.upscaler.halo + 2)
+        least = card.upscaler.stride
+        return least, 512 * least, max(512 * least, 2 * card.upscaler.halo + 2)
     scale, halo = card.scale, card.downscaler.halo
     usual = max(64, halo * (16 if scale <= 2 else 12), 2 * halo + 4)
     return 4 * scale, usual * scale, usual * scale

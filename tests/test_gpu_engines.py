@@ -53,7 +53,7 @@ def test_the_plain_graph_is_the_same_network() -> None:
 def test_batches_are_their_images(name: str) -> None:
     card = zoo.find(name)
     images = np.random.default_rng(2).random((3, 3, 32, 48), np.float32)
-    assert plans.batch(card, "upscaler", False) == {"car-x4": 1}.get(name, 4 if "x2" in name else 8)
+    assert plans.batch(card, "upscaler", False) == {"car-x4": 1}.get(name, 4)
     card = zoo.find("car-x2") if name == "car-x4" else card
     model = plans.graph(card, "upscaler", plugin=False)
     session = onnxruntime.InferenceSession(

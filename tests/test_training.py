@@ -60,7 +60,8 @@ patch = {patch}
 loss = "{loss}"
 codec = "{codec}"
 real = {real}
-quality_low = 30
+quality_low = {low}
+quality_high = {high}
 optimiser = "{optimiser}"
 learning_rate = {rate}
 downscaler_rate = {downscaler_rate}
@@ -95,6 +96,8 @@ def recipe(path: Path, **changes: object) -> Path:
         "context": 0,
         "stride": 1,
         "downscaler_rate": 1.0,
+        "low": 30,
+        "high": 90,
     }
     chosen = plain | changes
     options = CAR.format(**chosen) if chosen["family"] == "car" else ""
@@ -329,12 +332,12 @@ def test_codec_aware_training_learns(codec: str, real: str, tmp_path: Path, data
             assert (np.abs(one - other) <= levels).mean() >= 0.999, engine
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2, 4])
 def test_scale_one_restores_what_storage_lost(
     stride: int, tmp_path: Path, data: Path, taipei: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes: dict[str, object] = {"scale": 1, "family": "none", "codec": "jpeg2000"}
-    changes |= {"conditioned": "true", "stride": stride}
+    changes |= {"conditioned": "true", "stride": stride, "low": 4, "high": 12}
     trainer, gain = trained(recipe(tmp_path, **changes), data)
     assert gain > 0
     trainer.save(tmp_path / "run" / "checkpoint.pt")
@@ -462,11 +465,12 @@ def test_baselines_train_and_are_not_exported(tmp_path: Path, data: Path) -> Non
         ('name = "x"\nscale = 2\ndownscaler = 1', "expected a table"),
         ('name = "x"\nscale = 2\n[downscaler]\nfamily = "pca"', "family 'pca'; known: car, rr"),
         ('name = "x"\nscale = 4\n[training]\npatch = 100', "multiple of 8"),
+        ('name = "x"\nscale = 2\n[upscaler]\nstride = 4\n[training]\npatch = 100', "of 8"),
         ('name = "x"\nscale = 2\n[training]\noptimiser = "sgd"', "'adam' or 'muon'"),
         ('name = "x"\nscale = 2\n[training]\nbatch = 2.5', "batch must be int"),
         ('name = "x"\nscale = 2\n[training]\nloss = "l3"', "'l1' or 'mse'"),
         ('name = "x"\nscale = 2\n[downscaler]\ncell = 3', "cell must be 1 or 2"),
-        ('name = "x"\nscale = 2\n[upscaler]\nstride = 3', "stride must be 1 or 2"),
+        ('name = "x"\nscale = 2\n[upscaler]\nstride = 3', "stride must be 1, 2 or 4"),
         ('name = "x"\nscale = 2\n[downscaler]\ncontext = 1', "LR resolution: cell = 1"),
         ('name = "x"\nscale = 2\n[downscaler]\nfamily = "none"', "scale of 'none' is 1, not 2"),
         ('name = "x"\nscale = 2\n[training]\ncodec = "gif"', "unknown codec 'gif'"),

@@ -106,7 +106,7 @@ class _Trainer:
             schedule.patch,
             schedule.seed + 1000 * self.world.rank,
         )
-        self.held_out = [self._centre(i) for i in load_images(held_out, 2 * recipe.scale)]
+        self.held_out = [self._centre(i) for i in load_images(held_out, recipe.multiple)]
         self.optimisers = build_optimisers(*networks, schedule.optimiser, schedule.downscaler_rate)
         self.average = {k: v.clone() for k, v in self._weights().items()}
         self.precision: torch.dtype | None = None
@@ -135,7 +135,7 @@ class _Trainer:
         }
 
     def _centre(self, image: Any, limit: int = 384) -> Tensor:
-        multiple = 2 * self.recipe.scale
+        multiple = self.recipe.multiple
         height, width = (min(side, limit) // multiple * multiple for side in image.shape[:2])
         top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
         crop = torch.from_numpy(image[top : top + height, left : left + width].copy())

@@ -85,6 +85,11 @@ class Recipe:
     upscaler: NetworkRecipe = NetworkRecipe("edsr")
     training: Schedule = field(default_factory=Schedule)
 
+    @property
+    def multiple(self) -> int:
+        """What HR sides in training are multiples of: both networks take them whole."""
+        return self.scale * max(2, int(self.upscaler.options.get("stride", 1)))
+
 
 CODECS = ("", "avif", "webp", "jpeg2000", "lossless")
 
@@ -114,8 +119,6 @@ def load_recipe(path: Path) -> Recipe:
             )
     elif not 2 <= recipe.scale <= 128:
         raise RecipeError(f"{path}: scale must be from 2 to 128, not {recipe.scale}")
-    if recipe.training.patch % (2 * recipe.scale):
-        raise RecipeError(f"{path} [training]: patch must be a multiple of {2 * recipe.scale}")
     if recipe.training.optimiser not in ("adam", "muon"):
         raise RecipeError(f"{path} [training]: optimiser must be 'adam' or 'muon'")
     if recipe.training.loss not in ("l1", "mse"):
@@ -142,6 +145,8 @@ def load_recipe(path: Path) -> Recipe:
             raise RecipeError(f"{path} [{part}]: colour = 'y' wants channels = 1")
         if recipe.training.colour == "y" and network.family in ("car", "edsr", "tad-grey"):
             raise RecipeError(f"{path} [{part}]: {network.family} takes colour, not luma alone")
+    if recipe.training.patch % recipe.multiple:
+        raise RecipeError(f"{path} [training]: patch must be a multiple of {recipe.multiple}")
     return recipe
 
 

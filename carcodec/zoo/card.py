@@ -34,6 +34,11 @@ class Side:
     options: dict[str, Any] = field(default_factory=dict)
     parameters: int | None = None
 
+    @property
+    def stride(self) -> int:
+        """LR pixels that one of the network's features stands for, a side."""
+        return int(self.options.get("stride", 1))
+
 
 @dataclass(frozen=True)
 class ModelCard:
