@@ -261,8 +261,8 @@ class EDSR(nn.Module):
         conditioned: the network is told the quality at which LR was stored, and a small
             perceptron turns it into a gain for every feature of every block's residual: one
             network then serves all qualities. Ours, not the paper's.
-        stride: LR pixels a feature stands for a side: 1, 2 or 4; LR's sides are multiples. At scale
-            1 a stride of 2 makes the network as fast as at scale 2.
+        stride: LR pixels a feature stands for a side; with 2, LR's sides must be even. At scale 1
+            it makes the network as fast as at scale 2.
     """
 
     def __init__(
@@ -275,8 +275,8 @@ class EDSR(nn.Module):
         stride: int = 1,
     ) -> None:
         super().__init__()
-        if stride not in (1, 2, 4):
-            raise ValueError(f"stride must be 1, 2 or 4, not {stride}")
+        if stride not in (1, 2):
+            raise ValueError(f"stride must be 1 or 2, not {stride}")
         self.scale = scale
         self.stride = stride
         self.head = nn.Conv2d(3, width, stride + 2, stride=stride, padding=1)

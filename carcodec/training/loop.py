@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from pytorch_msssim import ssim
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -106,7 +107,7 @@ class _Trainer:
             schedule.patch,
             schedule.seed + 1000 * self.world.rank,
         )
-        self.held_out = [self._centre(i) for i in load_images(held_out, recipe.multiple)]
+        self.held_out = [self._centre(i) for i in load_images(held_out, 2 * recipe.scale)]
         self.optimisers = build_optimisers(*networks, schedule.optimiser, schedule.downscaler_rate)
         self.average = {k: v.clone() for k, v in self._weights().items()}
         self.precision: torch.dtype | None = None
@@ -135,7 +136,7 @@ class _Trainer:
         }
 
     def _centre(self, image: Any, limit: int = 384) -> Tensor:
-        multiple = self.recipe.multiple
+        multiple = 2 * self.recipe.scale
         height, width = (min(side, limit) // multiple * multiple for side in image.shape[:2])
         top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
         crop = torch.from_numpy(image[top : top + height, left : left + width].copy())
@@ -212,6 +213,8 @@ class _Trainer:
             assert quality is not None
             floor = (self._steps(quality * 100) / 255).square() / 24
             far = (error.square().mean((1, 2, 3)) + floor).log().mean()
+            if schedule.ssim:
+                far = far + schedule.ssim * _structure(restored.float(), image).mean()
         elif quality is not None:
             far = (12 * (error * 255 / step.view(-1, 1, 1, 1)).square()).mean()
         elif schedule.loss == "mse":
@@ -385,6 +388,17 @@ class _Trainer:
             self.patches.random.bit_generator.state = state["random"]
         else:  # patches that no process has seen
             self.patches.random = np.random.default_rng([self.world.rank, self.step])
+
+
+def _structure(restored: Tensor, image: Tensor) -> Tensor:
+    """log(1 - SSIM) of luma, the mean of full and half size: ``(N,)``."""
+    weights = image.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    pair = torch.cat((restored.clamp(0, 1), image)).mul(weights).sum(1, keepdim=True)
+    found = []
+    for size in (pair, functional.avg_pool2d(pair, 2)):
+        likeness = ssim(*size.chunk(2), data_range=1, size_average=False)
+        found.append((1 - likeness + 1e-3).log())
+    return torch.stack(found).mean(0)
 
 
 def _picture(image: Tensor) -> Any:

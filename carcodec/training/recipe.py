@@ -39,7 +39,9 @@ class Schedule:
     ``rate`` times bits (see :meth:`.loop._Trainer.loss`). With ``real`` the codec itself gives LR
     back, and the proxy only its gradient and the bits; with a ``downscaler_rate`` of 0 as well, the
     upscaler learns alone. ``bounds`` weighs an L1 distance of LR from [0, 1]. ``lossless`` adds
-    ``rate`` times the bits that lossless storage would take to the plain loss. ``bf16`` computes in
+    ``rate`` times the bits that lossless storage would take to the plain loss. ``ssim`` weighs
+    log(1 - SSIM) of luma, full size and halved, beside the logarithm of the MSE, where the upscaler
+    learns alone with the real codec. ``bf16`` computes in
     bfloat16 where the device does that in hardware, ``fp16`` in half precision with a scaled loss,
     for GPUs without bfloat16. ``compile`` has torch.compile fuse the networks, which takes a minute
     to begin with and pays on a GPU.
@@ -67,6 +69,7 @@ class Schedule:
     quality_high: float = 90.0
     rate: float = 0.1155
     real: bool = False
+    ssim: float = 0.0
     bf16: bool = True
     fp16: bool = False
     compile: bool = False
@@ -84,11 +87,6 @@ class Recipe:
     downscaler: NetworkRecipe = NetworkRecipe("car")
     upscaler: NetworkRecipe = NetworkRecipe("edsr")
     training: Schedule = field(default_factory=Schedule)
-
-    @property
-    def multiple(self) -> int:
-        """What HR sides in training are multiples of: both networks take them whole."""
-        return self.scale * max(2, int(self.upscaler.options.get("stride", 1)))
 
 
 CODECS = ("", "avif", "webp", "jpeg2000", "lossless")
@@ -119,6 +117,8 @@ def load_recipe(path: Path) -> Recipe:
             )
     elif not 2 <= recipe.scale <= 128:
         raise RecipeError(f"{path}: scale must be from 2 to 128, not {recipe.scale}")
+    if recipe.training.patch % (2 * recipe.scale):
+        raise RecipeError(f"{path} [training]: patch must be a multiple of {2 * recipe.scale}")
     if recipe.training.optimiser not in ("adam", "muon"):
         raise RecipeError(f"{path} [training]: optimiser must be 'adam' or 'muon'")
     if recipe.training.loss not in ("l1", "mse"):
@@ -132,6 +132,12 @@ def load_recipe(path: Path) -> Recipe:
         )
     if recipe.training.real and recipe.training.codec in ("", "lossless"):
         raise RecipeError(f"{path} [training]: real needs a lossy codec")
+    alone = recipe.downscaler.family == "none" or not recipe.training.downscaler_rate
+    if recipe.training.ssim and not (recipe.training.real and alone):
+        raise RecipeError(
+            f"{path} [training]: ssim is for upscalers that learn alone: real = true, and "
+            "downscaler_rate = 0 or scale 1"
+        )
     if not 0 <= recipe.training.quality_low <= recipe.training.quality_high <= 100:
         raise RecipeError(f"{path} [training]: qualities must be ordered and from 0 to 100")
     for part in ("downscaler", "upscaler"):
@@ -145,8 +151,6 @@ def load_recipe(path: Path) -> Recipe:
             raise RecipeError(f"{path} [{part}]: colour = 'y' wants channels = 1")
         if recipe.training.colour == "y" and network.family in ("car", "edsr", "tad-grey"):
             raise RecipeError(f"{path} [{part}]: {network.family} takes colour, not luma alone")
-    if recipe.training.patch % recipe.multiple:
-        raise RecipeError(f"{path} [training]: patch must be a multiple of {recipe.multiple}")
     return recipe
 
 
