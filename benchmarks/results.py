@@ -29,7 +29,7 @@ from carcodec.compare.run import AGAINST
 
 ROOT = Path(__file__).parent.parent
 SETS = ("Kodak", "Set5", "Set14", "BSD100", "Urban100")
-EVERY = {"BSD100": 5, "Urban100": 20}
+EVERY = {"Urban100": 10}  # with --sample
 SPANS = ((0.05, 0.25), (0.1, 0.5), (0.05, 2.0))
 # the storage codec at full size that each hull is held against, and by how much it may lose
 OWN = {"carcodec-avif": "avif-tuned", "carcodec-jpeg2000": "jpeg2000"}
