@@ -62,11 +62,12 @@ def bare(stream: bytes) -> bytes:
     width, height = struct.unpack_from(">2I", stream, 8)
     (channels,) = struct.unpack_from(">H", stream, 40)
     for levels in range(len(_LOWEST)):
-        start = len(_headers(width, height, channels, levels)) + 14  # 14 of SOT and SOD
-        first = levels | (_RGB if channels == 3 else 0)
-        payload = bytes([first]) + _number(width) + _number(height) + stream[start:-2]
-        if codestream(payload) == stream:
-            return payload
+        headers = _headers(width, height, channels, levels)
+        if stream.startswith(headers):
+            first = levels | (_RGB if channels == 3 else 0)
+            packets = stream[len(headers) + 14 : -2]  # between SOT and SOD, 14 bytes, and EOC
+            payload = bytes([first]) + _number(width) + _number(height) + packets
+            return payload if codestream(payload) == stream else stream
     return stream
 
 

@@ -23,7 +23,10 @@ from PIL import Image
 from carcodec import av1, j2k
 from carcodec.errors import MissingDependencyError, StorageError
 
-__all__ = ["DEFAULT_EFFORT", "STORAGES", "StorageCodec", "avif_file", "by_name", "by_number"]
+__all__ = [
+    "DEFAULT_EFFORT", "STORAGES", "StorageCodec", "avif_file", "by_name", "by_number",
+    "jpeg2000_stream",
+]  # fmt: skip
 
 Pixels = NDArray[np.uint8]
 
@@ -217,21 +220,11 @@ def _jpeg2k_encode(
     if quality is not None:
         # OpenJPEG's lossy quality is a target PSNR in dB: 0…100 is 20…60 dB.
         level = 20 + 0.4 * quality
-        buffer = io.BytesIO()
         # imagecodecs cuts each level into precincts of 256 pixels; without them, and with one level
         # more, 0.1 to 0.5 bits per pixel are 2 % fewer. Pillow can be told so.
         try:
-            Image.fromarray(image).save(
-                buffer,
-                "JPEG2000",
-                no_jp2=True,
-                irreversible=True,
-                mct=int(image.ndim == 3),
-                quality_mode="dB",
-                quality_layers=[level],
-                num_resolutions=min(7, resolutions),
-            )
-            return j2k.bare(_without_comments(buffer.getvalue()))
+            whole = jpeg2000_stream(image, level, num_resolutions=min(7, resolutions))
+            return j2k.bare(_without_comments(whole))
         except (KeyError, ValueError):  # a Pillow without JPEG 2000
             pass
     data = codecs.jpeg2k_encode(
@@ -243,6 +236,26 @@ def _jpeg2k_encode(
         numthreads=threads,
     )
     return _without_comments(bytes(data))
+
+
+def jpeg2000_stream(image: Pixels, level: float, **options: Any) -> bytes:
+    """An irreversible codestream of that PSNR in dB: OpenJPEG's own settings but ``options``.
+
+    Raises:
+        KeyError: this Pillow has no JPEG 2000.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(
+        buffer,
+        "JPEG2000",
+        no_jp2=True,
+        irreversible=True,
+        mct=int(image.ndim == 3),
+        quality_mode="dB",
+        quality_layers=[level],
+        **options,
+    )
+    return buffer.getvalue()
 
 
 def _without_comments(data: bytes) -> bytes:

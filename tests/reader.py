@@ -14,8 +14,8 @@ MODES += [("1", 1, 0), ("I;16", 1, 0), ("RGB;16", 3, 0), ("RGBA;16", 3, 1)]
 
 
 def codestream(number: int, data: bytes, width: int, height: int, channels: int) -> Any:
-    names = {1: "png", 2: "jpegls", 3: "jpeg2k", 4: "jpegxl", 5: "avif", 6: "webp", 7: "avif"}
-    names[8] = "jpeg2k"
+    names = {1: "png", 2: "jpegls", 3: "jpeg2k", 4: "jpegxl", 5: "avif", 6: "webp"}
+    names |= {7: "avif", 8: "jpeg2k"}
     options = {"hasalpha": False} if number == 6 else {}
     if number == 7 and data[4:8] != b"ftyp":
         data = avif(data, width, height)

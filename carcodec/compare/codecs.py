@@ -198,13 +198,8 @@ def _imagecodecs_version(prefix: str, name: str, check: str) -> Callable[[], str
 
 
 def _jpeg2000(image: Pixels, quality: float) -> bytes:
-    # Through Pillow, which leaves precincts, resolutions and the rest as OpenJPEG has them;
-    # imagecodecs cuts levels into precincts of 256 pixels, which costs 1 %.
-    buffer = io.BytesIO()
-    options: dict[str, Any] = {"irreversible": True, "mct": int(image.ndim == 3)}
-    options |= {"quality_mode": "dB", "quality_layers": [quality]}
-    Image.fromarray(image).save(buffer, "JPEG2000", no_jp2=True, **options)
-    return buffer.getvalue()
+    # Not through imagecodecs, which cuts levels into precincts of 256 pixels: that costs 1 %.
+    return storage.jpeg2000_stream(image, quality)
 
 
 def _jpeg2000_back(data: bytes) -> Pixels:
