@@ -255,3 +255,15 @@ def test_golden_files_cover_every_storage_and_mode() -> None:
         for number in (c.number, *c.older)
         for lossless in ((True, False) if c.lossy else (True,))
     }
+
+
+@pytest.mark.parametrize(("model", "given"), [("car-x1-avif", 3), ("car-x2-avif", 4)])
+def test_a_smaller_image_is_stored_with_more_effort(
+    photo: Image.Image, model: str, given: int
+) -> None:
+    prepared = codec.prepare(photo, model=model)
+    three, four = (storage.by_name("avif").encode(prepared.small, 40, 1, e) for e in (3, 4))
+    assert three != four
+    lr = container.read(codec.store(prepared, "avif", 40, 1, effort=3).data).lr
+    assert lr == (three if given == 3 else four)
+    assert codec.storage_effort(9, prepared.card.scale) == 9

@@ -499,6 +499,11 @@ def test_baselines_train_and_are_not_exported(tmp_path: Path, data: Path) -> Non
         ('name = "x"\nscale = 2\n[training]\nreal = true', "real needs a lossy codec"),
         ('name = "x"\nscale = 2\n[training]\nquality_low = 95', "qualities must be ordered"),
         ('name = "x"\nscale = 2\n[training]\nssim = 1.0', "upscalers that learn alone"),
+        (
+            'name = "x"\nscale = 1\n[downscaler]\nfamily = "none"\n[training]\npatch = 32\n'
+            'codec = "avif"\nreal = true\nssim = 1.0\nssim_scales = 3',
+            "11 pixels of the patch at the smallest size, not 8",
+        ),
         ('name = "x"\nscale = 2\n[training]\ncolour = "lab"', "must be 'rgb' or 'y'"),
         ('name = "x"\nscale = 2\n[training]\ncolour = "y"', "car takes colour"),
     ],

@@ -214,7 +214,9 @@ class _Trainer:
             floor = (self._steps(quality * 100) / 255).square() / 24
             far = (error.square().mean((1, 2, 3)) + floor).log().mean()
             if schedule.ssim:
-                far = far + schedule.ssim * _structure(restored.float(), image).mean()
+                far = far + (
+                    schedule.ssim * _structure(restored.float(), image, schedule.ssim_scales).mean()
+                )
         elif quality is not None:
             far = (12 * (error * 255 / step.view(-1, 1, 1, 1)).square()).mean()
         elif schedule.loss == "mse":
@@ -390,14 +392,15 @@ class _Trainer:
             self.patches.random = np.random.default_rng([self.world.rank, self.step])
 
 
-def _structure(restored: Tensor, image: Tensor) -> Tensor:
-    """log(1 - SSIM) of luma, the mean of full and half size: ``(N,)``."""
+def _structure(restored: Tensor, image: Tensor, scales: int) -> Tensor:
+    """log(1 - SSIM) of luma, the mean of full size, half, quarter ...: ``(N,)``."""
     weights = image.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
     pair = torch.cat((restored.clamp(0, 1), image)).mul(weights).sum(1, keepdim=True)
     found = []
-    for size in (pair, functional.avg_pool2d(pair, 2)):
-        likeness = ssim(*size.chunk(2), data_range=1, size_average=False)
+    for _ in range(scales):
+        likeness = ssim(*pair.chunk(2), data_range=1, size_average=False)
         found.append((1 - likeness + 1e-3).log())
+        pair = functional.avg_pool2d(pair, 2)
     return torch.stack(found).mean(0)
 
 

@@ -40,11 +40,11 @@ class Schedule:
     back, and the proxy only its gradient and the bits; with a ``downscaler_rate`` of 0 as well, the
     upscaler learns alone. ``bounds`` weighs an L1 distance of LR from [0, 1]. ``lossless`` adds
     ``rate`` times the bits that lossless storage would take to the plain loss. ``ssim`` weighs
-    log(1 - SSIM) of luma, full size and halved, beside the logarithm of the MSE, where the upscaler
-    learns alone with the real codec. ``bf16`` computes in
-    bfloat16 where the device does that in hardware, ``fp16`` in half precision with a scaled loss,
-    for GPUs without bfloat16. ``compile`` has torch.compile fuse the networks, which takes a minute
-    to begin with and pays on a GPU.
+    log(1 - SSIM) of luma beside the logarithm of the MSE, where the upscaler learns alone with the
+    real codec; it is the mean over ``ssim_scales`` sizes, each half the one before. ``bf16``
+    computes in bfloat16 where the device does that in hardware, ``fp16`` in half precision with a
+    scaled loss, for GPUs without bfloat16. ``compile`` has torch.compile fuse the networks, which
+    takes a minute to begin with and pays on a GPU.
     """
 
     batch: int = 16
@@ -70,6 +70,7 @@ class Schedule:
     rate: float = 0.1155
     real: bool = False
     ssim: float = 0.0
+    ssim_scales: int = 2
     bf16: bool = True
     fp16: bool = False
     compile: bool = False
@@ -89,6 +90,7 @@ class Recipe:
     training: Schedule = field(default_factory=Schedule)
 
 
+SSIM_WINDOW = 11  # pixels, the Gaussian window of pytorch-msssim
 CODECS = ("", "avif", "webp", "jpeg2000", "lossless")
 
 
@@ -137,6 +139,12 @@ def load_recipe(path: Path) -> Recipe:
         raise RecipeError(
             f"{path} [training]: ssim is for upscalers that learn alone: real = true, and "
             "downscaler_rate = 0 or scale 1"
+        )
+    smallest = recipe.training.patch >> (recipe.training.ssim_scales - 1)
+    if recipe.training.ssim and not (recipe.training.ssim_scales >= 1 and smallest >= SSIM_WINDOW):
+        raise RecipeError(
+            f"{path} [training]: ssim_scales must be at least 1, and leave {SSIM_WINDOW} pixels of "
+            f"the patch at the smallest size, not {smallest}"
         )
     if not 0 <= recipe.training.quality_low <= recipe.training.quality_high <= 100:
         raise RecipeError(f"{path} [training]: qualities must be ordered and from 0 to 100")
