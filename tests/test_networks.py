@@ -228,3 +228,33 @@ def test_networks_that_cannot_be(
 ) -> None:
     with pytest.raises(RecipeError, match=words):
         families.build(side, family, scale, options)
+
+
+@pytest.mark.parametrize(("scale", "stride", "conditioned"), [(1, 2, True), (3, 1, False)])
+def test_a_grown_upscaler_begins_where_the_smaller_one_is(
+    scale: int, stride: int, conditioned: bool
+) -> None:
+    torch.manual_seed(1)
+    small, large, other = (
+        car.EDSR(scale, width, blocks, conditioned=conditioned, stride=stride)
+        for width, blocks in ((8, 2), (12, 3), (6, 2))
+    )
+    for value in small.parameters():
+        torch.nn.init.normal_(value, std=0.1)
+    assert other.grown(small.state_dict()) is None
+    assert car.EDSR(2, 12, 3).grown(small.state_dict()) is None
+    grown = large.grown(small.state_dict())
+    assert grown is not None
+    large.load_state_dict(grown)
+    image, quality = torch.rand(2, 3, 16, 20), torch.tensor([0.1, 0.7])
+    expected = small(image, quality)
+    assert torch.allclose(large(image, quality), expected, atol=1e-5)
+    # and everything that is new can learn, or can once what reads it has
+    for _ in range(2):
+        loss = (large(image, quality) - 1).square().mean()
+        gradients = torch.autograd.grad(loss, list(large.parameters()))
+        with torch.no_grad():
+            for value, gradient in zip(large.parameters(), gradients, strict=True):
+                value -= 0.1 * gradient
+    assert all((g != 0).any() for g in gradients)
+    assert (large.body[2].second.weight != 0).all()  # type: ignore[index, union-attr]

@@ -9,6 +9,7 @@ Images are float tensors ``(N, 3, H, W)``, RGB in [0, 1].
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -305,6 +306,43 @@ class EDSR(nn.Module):
     def halo(self) -> int:
         """Receptive-field radius in LR pixels."""
         return self.stride * (2 + 2 * len(self.body))
+
+    def grown(self, smaller: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Weights with which this network computes exactly what a smaller one does, and can learn.
+
+        ``smaller`` is the state of one of the same scale, stride and conditioning, with fewer
+        features or blocks; ``None`` if it is not. New features are computed from the old ones and
+        read by new ones alone, new blocks add nothing. After Chen, Goodfellow and Shlens,
+        "Net2Net: accelerating learning via knowledge transfer" (2016).
+        """
+        own = {name: value.clone() for name, value in self.state_dict().items()}
+        numbers = {int(name.split(".")[1]) for name in smaller if name.startswith("body.")}
+        same = ("tail.bias", "skip.weight", "condition.0.weight")
+        if (
+            not numbers
+            or not set(smaller) <= set(own)
+            or any((name in own) != (name in smaller) for name in same)
+            or any(name in own and own[name].shape != smaller[name].shape for name in same)
+            or smaller["head.weight"].shape[1:] != own["head.weight"].shape[1:]
+            or len(smaller["head.weight"]) > len(own["head.weight"])
+        ):
+            return None
+        blocks, width = max(numbers) + 1, len(smaller["head.weight"])
+        for name, value in own.items():
+            if name not in smaller:  # of a new block
+                if ".second." in name:
+                    value.zero_()
+                continue
+            given = smaller[name]
+            if name.startswith("condition.2."):  # gains, block by block
+                rows = value.view(len(self.body), -1, *value.shape[1:])
+                rows[:blocks, :width] = given.view(blocks, width, *given.shape[1:])
+            elif value.ndim == 4:
+                value[: len(given), given.shape[1] :] = 0
+                value[: len(given), : given.shape[1]] = given
+            else:
+                value[: len(given)] = given
+        return own
 
     def forward(self, image: Tensor, quality: Tensor | None = None) -> Tensor:
         """LR ``(N, 3, h, w)`` in [0, 1] to HR ``(N, 3, s*h, s*w)``, not clamped.

@@ -358,12 +358,17 @@ class _Trainer:
 
         What that run lacks or has in another size starts afresh: a conditioned upscaler may start
         from one that is not (its gains are then 1), another scale from the features of this one,
-        a downscaler of any size from bicubic.
+        a downscaler of any size from bicubic. An EDSR that is wider or deeper begins by computing
+        what the smaller one does (:meth:`.car.EDSR.grown`).
 
         Raises:
             TrainingError: fewer than half of the upscaler's weights fit.
         """
         own, other = self._weights(), _given_weights(path)
+        if isinstance(self.upscaler, car.EDSR):
+            part = "upscaler."
+            smaller = {k.removeprefix(part): v for k, v in other.items() if k.startswith(part)}
+            other |= {part + k: v for k, v in (self.upscaler.grown(smaller) or {}).items()}
         fits = {k: v for k, v in other.items() if k in own and own[k].shape == v.shape}
         side = "upscaler" if any(True for _ in self.upscaler.parameters()) else "downscaler"
         taken = sum(v.numel() for k, v in fits.items() if k.startswith(side))
