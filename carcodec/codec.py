@@ -201,7 +201,7 @@ def storage_effort(effort: int, scale: int) -> int:
     """What the storage codec is given: one more for LR that is smaller than the photo.
 
     At the default that is AVIF's speed 5 instead of 6: 5 to 8 % fewer bits of LR, which has a
-    quarter of the photo's pixels at most, in less time than speed 6 takes for the photo itself.
+    quarter of the photo's pixels at most, in about the time of speed 6 for the photo itself.
     """
     return min(effort + (scale > 1), 9)
 
