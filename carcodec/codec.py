@@ -198,13 +198,13 @@ def store(
 
 
 def storage_effort(effort: int, scale: int) -> int:
-    """What the storage codec is given: one more for LR that is smaller than the photo.
+    """What the storage codec is given: up to 5, one more for LR that is smaller than the photo.
 
     At the default that is AVIF's speed 5 instead of 6: 5 to 8 % fewer bits of LR, for half as much
     time again to encode at scale 2, and a fifth more at scale 4. At scale 1, where AVIF is all of
     the time, it would take four to five times as long.
     """
-    return min(effort + (scale > 1), 9)
+    return min(effort + (scale > 1), max(effort, 6))
 
 
 def _storage(name: str, quality: float | None) -> storage.StorageCodec:
