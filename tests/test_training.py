@@ -504,6 +504,7 @@ def test_baselines_train_and_are_not_exported(tmp_path: Path, data: Path) -> Non
             'codec = "avif"\nreal = true\nssim = 1.0\nssim_scales = 3',
             "11 pixels of the patch at the smallest size, not 8",
         ),
+        ('name = "x"\nscale = 2\n[training]\nssim_scales = 0', "ssim_scales must be at least 1"),
         ('name = "x"\nscale = 2\n[training]\ncolour = "lab"', "must be 'rgb' or 'y'"),
         ('name = "x"\nscale = 2\n[training]\ncolour = "y"', "car takes colour"),
     ],

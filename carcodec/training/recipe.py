@@ -140,11 +140,13 @@ def load_recipe(path: Path) -> Recipe:
             f"{path} [training]: ssim is for upscalers that learn alone: real = true, and "
             "downscaler_rate = 0 or scale 1"
         )
+    if recipe.training.ssim_scales < 1:
+        raise RecipeError(f"{path} [training]: ssim_scales must be at least 1")
     smallest = recipe.training.patch >> (recipe.training.ssim_scales - 1)
-    if recipe.training.ssim and not (recipe.training.ssim_scales >= 1 and smallest >= SSIM_WINDOW):
+    if recipe.training.ssim and smallest < SSIM_WINDOW:
         raise RecipeError(
-            f"{path} [training]: ssim_scales must be at least 1, and leave {SSIM_WINDOW} pixels of "
-            f"the patch at the smallest size, not {smallest}"
+            f"{path} [training]: ssim_scales must leave {SSIM_WINDOW} pixels of the patch at the "
+            f"smallest size, not {smallest}"
         )
     if not 0 <= recipe.training.quality_low <= recipe.training.quality_high <= 100:
         raise RecipeError(f"{path} [training]: qualities must be ordered and from 0 to 100")
