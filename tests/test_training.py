@@ -429,7 +429,17 @@ def test_a_run_can_start_from_anothers_weights(tmp_path: Path, data: Path) -> No
     third.start_from(tmp_path / "first" / "checkpoint.pt")
     assert third.validate() == pytest.approx(psnr)
     path = recipe(tmp_path)
-    path.write_text(path.read_text().replace("8", "6"))
+    wider = path.read_text().replace(
+        "[upscaler]\nwidth = 8\nblocks = 1", "[upscaler]\nwidth = 12\nblocks = 2"
+    )
+    path.write_text(wider)
+    fourth = loop._Trainer(load_recipe(path), data, torch.device("cpu"))
+    fourth.start_from(tmp_path / "first" / "checkpoint.pt")
+    assert sum(v.numel() for v in fourth.upscaler.parameters()) > 2 * sum(
+        v.numel() for v in second.upscaler.parameters()
+    )
+    assert fourth.validate() == pytest.approx(psnr, abs=1e-3)
+    path.write_text(recipe(tmp_path).read_text().replace("8", "6"))
     with pytest.raises(TrainingError, match="another size"):
         loop.train(
             load_recipe(path), data, tmp_path / "third", minutes=0.01,
