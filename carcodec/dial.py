@@ -92,11 +92,14 @@ def settle(
 
 
 def branches(storage_codec: str, scale: int = 0) -> list[str]:
-    """Names of the installed models trained for a storage codec, from the largest scale down."""
+    """Names of the installed models trained for a storage codec, from the largest scale down.
+
+    Large forms, which cost several times the time to decode, are left out: they are asked for.
+    """
     fitting = {
         (-card.scale, card.name)
         for card in zoo.installed()
-        if card.storage == storage_codec and scale in (0, card.scale)
+        if card.storage == storage_codec and scale in (0, card.scale) and not card.large
     }
     return [name for _, name in sorted(fitting)]
 

@@ -76,18 +76,20 @@ def test_more_quality_is_more_bytes_and_a_better_photo(storage: str, part: Image
         assert before[1] < after[1]
 
 
-def test_a_model_of_ones_own_joins(
+def test_models_of_ones_own_join(
     tmp_path: Path, tiny: zoo.ModelCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "own-x2-v1"
-    folder.mkdir()
-    for file in ("downscaler.onnx", "upscaler.onnx"):
-        (folder / file).write_bytes((tiny.folder / file).read_bytes())
-    card = (tiny.folder / "card.toml").read_text().replace("tiny-x2", "own-x2")
-    (folder / "card.toml").write_text(card.replace("{ batch", '{ codec = "webp", batch'))
+    for name in ("own-x2", "own-x2-hq"):
+        folder = tmp_path / f"{name}-v1"
+        folder.mkdir()
+        for file in ("downscaler.onnx", "upscaler.onnx"):
+            (folder / file).write_bytes((tiny.folder / file).read_bytes())
+        card = (tiny.folder / "card.toml").read_text().replace("tiny-x2", name)
+        (folder / "card.toml").write_text(card.replace("{ batch", '{ codec = "webp", batch'))
     monkeypatch.setenv(zoo.MODELS_VARIABLE, str(tmp_path))
-    assert dial.branches("webp") == ["own-x2"]
+    assert dial.branches("webp") == ["own-x2"]  # the large one is slow, and taken by name only
     assert settle(storage_codec="webp") == Setting("own-x2", "webp", 50)
+    assert settle(model="own-x2-hq") == Setting("own-x2-hq", "webp", 50)
 
 
 def test_wrong_settings_are_refused() -> None:

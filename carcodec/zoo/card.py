@@ -89,6 +89,11 @@ class ModelCard:
         """Whether its downscaler learned nothing: a paper's baseline, never chosen by itself."""
         return self.downscaler.family == "interpolation"
 
+    @property
+    def large(self) -> bool:
+        """Whether it is a slower form of the model named without ``-hq``: taken only by name."""
+        return self.name.endswith("-hq")
+
     def lr_channels(self, channels: int) -> int:
         """How many LR has of a photo of 1 or 3, alpha left out."""
         return 1 if self.grey else 3 if self.mixes else channels
