@@ -74,8 +74,8 @@ was 3 to 7 % of the bits behind car-x2-avif. For the same reason they store a gr
 three planes.
 
 Version 2 of rrnet-x3, rrnet-x4 and tad-x4 is version 1 trained on, for 75, 42 and 27 minutes of one
-core. On Kodak, in Y, rrnet-x3 and rrnet-x4 gain 0.5 dB at the bits they had; tad-x4 gains 0.3 dB and
-spends 4 % more bits, as a JPEG would.
+core. On Kodak, in Y, rrnet-x3 and rrnet-x4 gain 0.5 dB at the bits they had; tad-x4 gains 0.3 dB
+and spends 5 % more bits, as a JPEG would.
 
 tad-x2-lossless is tad-x2 trained on for what a bit of LR buys: MSE and the bits that lossless
 storage takes (`codec = "lossless"`). From a fifth fewer bits than tad-x2 it restores 0.2 dB more on
