@@ -92,16 +92,14 @@ def settle(
 
 
 def branches(storage_codec: str, scale: int = 0) -> list[str]:
-    """Names of the installed models trained for a storage codec, from the largest scale down.
-
-    Large forms, which cost several times the time to decode, are left out: they are asked for.
-    """
-    fitting = {
-        (-card.scale, card.name)
-        for card in zoo.installed()
-        if card.storage == storage_codec and scale in (0, card.scale) and not card.large
-    }
+    """Names of the installed models trained for a storage codec, from the largest scale down."""
+    fitting = {(-c.scale, c.name) for c in _choosable(scale) if c.storage == storage_codec}
     return [name for _, name in sorted(fitting)]
+
+
+def _choosable(scale: int) -> list[zoo.ModelCard]:
+    """Installed models of a scale, or of all, but the large forms, which are slow: asked for."""
+    return [c for c in zoo.installed() if scale in (0, c.scale) and not c.large]
 
 
 def _plain(scale: int, lossless: bool) -> str:
@@ -112,7 +110,7 @@ def _plain(scale: int, lossless: bool) -> str:
     usual = f"car-x{scale or 2}"
     if lossless:
         usual = _table().lossless.get(scale or 2, usual)
-    fitting = [card for card in zoo.installed() if scale in (0, card.scale) and not card.grey]
+    fitting = [card for card in _choosable(scale) if not card.grey]
     names = [card.name for card in sorted(fitting, key=lambda c: (bool(c.storage), c.fixed))]
     return usual if usual in names or not names else names[0]
 

@@ -92,6 +92,18 @@ def test_models_of_ones_own_join(
     assert settle(model="own-x2-hq") == Setting("own-x2-hq", "webp", 50)
 
 
+def test_a_large_model_is_no_stopgap(
+    tmp_path: Path, tiny: zoo.ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a-x5-hq", "b-x5"):
+        folder = tmp_path / f"{name}-v1"
+        folder.mkdir()
+        card = (tiny.folder / "card.toml").read_text().replace("tiny-x2", name)
+        (folder / "card.toml").write_text(card.replace("scale = 2", "scale = 5"))
+    monkeypatch.setenv(zoo.MODELS_VARIABLE, str(tmp_path))
+    assert settle(scale=5, quality=None).model == "b-x5"
+
+
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(StorageError, match="from 0 to 100, not 101"):
         settle(quality=101)
