@@ -395,7 +395,8 @@ def engine_build(
     library, options = chosen.library(), engines.options(engine)
     from carcodec.engines import plans, session
 
-    jobs = [(zoo.find(name), side) for name in models for side in ("downscaler", "upscaler")]
+    cards = [zoo.find(name) for name in models]
+    jobs = [(card.step(side), side) for card in cards for side in ("downscaler", "upscaler")]
     device = session.device_name()
     with _bar("plans", disable=quiet) as bar:
         task = bar.add_task("", total=len(jobs))

@@ -316,23 +316,26 @@ def downscale(
         return _network_input(taken(colour, rows, columns), peak)
 
     def write(rows: slice, columns: slice, block: NDArray[np.float32]) -> None:
-        # Round again: 255 times a rounded fraction can fall just short of its integer.
-        levels = np.rint(block * np.float32(255)).astype(np.uint8)
+        # Round again: 255 times a rounded fraction can fall just short of its integer, and what
+        # recurs is not rounded yet.
+        levels = np.rint(np.clip(block, 0, 1) * np.float32(255)).astype(np.uint8)
         target = small[rows, columns]
         levels = levels[:, : target.shape[0], : target.shape[1]]
         target[...] = levels.transpose(1, 2, 0) if target.ndim == 3 else levels[0]
 
     # Small windows stay in the cache, large ones repeat less of their halo. What the resampler
     # gathers grows with the scale.
-    window = tile or max(64, card.downscaler.halo * (16 if scale <= 2 else 12))
-    tiling.run(
-        _over(card, "downscaler", engine, threads),
+    step = card.step("downscaler")
+    window = tile or max(64, card.downscaler.halo * (16 if step.scale <= 2 else 12))
+    tiling.run_steps(
+        card.downscaler.steps,
+        _over(step, "downscaler", engine, threads),
         padded,
         _multiple(card.downscaler.halo),
         _multiple(max(window, 2 * card.downscaler.halo + 4)),
         read,
         write,
-        read_scale=scale,
+        read_scale=step.scale,
         progress=progress,
     )
     return small
@@ -359,7 +362,8 @@ def upscale(
         progress(1.0)
         return _enlarged(small, size, bits, card.scale)
     width, height = size
-    network = _over(card, "upscaler", engine, threads, 1.0 if quality is None else quality / 100)
+    step = card.step("upscaler")
+    network = _over(step, "upscaler", engine, threads, 1.0 if quality is None else quality / 100)
     stride = card.upscaler.stride
     padded = (_multiple(small.shape[1], stride), _multiple(small.shape[0], stride))
     peak = np.float32(65535 if bits == 16 else 255)
@@ -380,14 +384,15 @@ def upscale(
         levels = np.clip(scaled, 0, peak, out=scaled).astype(colour.dtype)
         target[...] = levels.transpose(1, 2, 0) if target.ndim == 3 else levels[0]
 
-    tiling.run(
+    tiling.run_steps(
+        card.upscaler.steps,
         network,
         padded,
         card.upscaler.halo,
         _multiple(max(tile or 512 * stride, 2 * card.upscaler.halo + 1), stride),
         read,
         write,
-        write_scale=card.scale,
+        write_scale=step.scale,
         progress=progress,
     )
     finished: pixels.Plane = colour

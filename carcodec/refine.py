@@ -65,7 +65,8 @@ def refine(
     colour = prepared.photo.colour
     peak = 65535 if colour.dtype == np.uint16 else 255
     refined = small.copy()
-    halo = min(card.upscaler.halo, 24)
+    recurs = card.upscaler.steps > 1  # each step sees half as far as the one before
+    halo = min(card.upscaler.halo * (1 + recurs), 24)
 
     def improve(rows: slice, columns: slice) -> NDArray[np.float32]:
         s = card.scale

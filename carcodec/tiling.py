@@ -8,15 +8,19 @@ those at the border touch it, so that the network pads there as it would in one 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Span", "run", "spans"]
+__all__ = ["Span", "run", "run_steps", "spans"]
 
 Block = NDArray[np.float32]
 Span = tuple[int, int, int, int]
+Network = Callable[[Iterator[Block]], Iterator[Block]]
+Read = Callable[[slice, slice], Block]
+Write = Callable[[slice, slice, NDArray[Any]], None]
 
 
 _GRAIN = 16  # windows are multiples of it, so that photos of like sizes share their shape
@@ -51,12 +55,12 @@ def spans(length: int, window: int, halo: int) -> list[Span]:
 
 
 def run(
-    network: Callable[[Iterator[Block]], Iterator[Block]],
+    network: Network,
     size: tuple[int, int],
     halo: int,
     window: int,
-    read: Callable[[slice, slice], Block],
-    write: Callable[[slice, slice, NDArray[Any]], None],
+    read: Read,
+    write: Write,
     *,
     read_scale: int = 1,
     write_scale: int = 1,
@@ -89,3 +93,56 @@ def run(
         rows = slice(first_row * s, last_row * s)
         write(rows, slice(first_column * s, last_column * s), kept)
         progress(done / len(tiles))
+
+
+def run_steps(
+    steps: int,
+    network: Network,
+    size: tuple[int, int],
+    halo: int,
+    window: int,
+    read: Read,
+    write: Write,
+    *,
+    read_scale: int = 1,
+    write_scale: int = 1,
+    progress: Callable[[float], None] = lambda done: None,
+) -> None:
+    """:func:`run`, ``steps`` times, each after the first over what the last one made.
+
+    ``size`` counts the smallest image's pixels, ``halo`` and ``window`` those of a step's smaller
+    side, and the scales are one step's. What is between is held whole, in float32: next to the
+    large image, that is a quarter of its pixels or less.
+    """
+    factors = [(read_scale * write_scale) ** step for step in range(steps)]
+    if read_scale > 1:
+        factors.reverse()
+    whole, done = sum(factor**2 for factor in factors), 0
+    for left, factor in zip(reversed(range(steps)), factors, strict=True):
+        across, down = size[0] * factor, size[1] * factor
+        between = np.empty((3, down * write_scale, across * write_scale) if left else 0, np.float32)
+        run(
+            network,
+            (across, down),
+            halo,
+            window,
+            read,
+            partial(_put, between) if left else write,
+            read_scale=read_scale,
+            write_scale=write_scale,
+            progress=partial(_part_done, progress, done / whole, factor**2 / whole),
+        )
+        read = partial(_part, between)
+        done += factor**2
+
+
+def _put(planes: Block, rows: slice, columns: slice, block: Block) -> None:
+    planes[:, rows, columns] = block
+
+
+def _part(planes: Block, rows: slice, columns: slice) -> Block:
+    return np.ascontiguousarray(planes[None, :, rows, columns])
+
+
+def _part_done(progress: Callable[[float], None], before: float, share: float, done: float) -> None:
+    progress(before + share * done)

@@ -78,17 +78,23 @@ def load(card: ModelCard, side: str, threads: int = 0, options: tuple[str, ...] 
                 restored = module(source, torch.tensor([quality]))
             return np.ascontiguousarray(restored.float().numpy())
         if not isinstance(module, car.ResamplerNet):
-            small = module(source).clamp(0, 1).mul(255).round().div(255)
+            small = module(source)
+            if card.downscaler.steps == 1:
+                small = _rounded(small)
             return np.ascontiguousarray(small.numpy())
         # grid_sample takes positions relative to the whole input: float32 would let the
         # place of a tile show in the last bits.
         weights, offsets = (part.double() for part in module.kernels(source))
         result = car.adaptive_resample(source.double(), weights, offsets, card.scale)
-        return np.ascontiguousarray(result.clamp(0, 1).mul(255).round().div(255).float().numpy())
+        return np.ascontiguousarray(_rounded(result).float().numpy())
 
     if precision not in (None, torch.float32):
         _check(run, card, side, precision)
     return run
+
+
+def _rounded(small: Tensor) -> Tensor:
+    return small.clamp(0, 1).mul(255).round().div(255)
 
 
 _PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -124,7 +130,7 @@ def _on_gpu(
             asked = Pipeline(module, device, side, count, precision)
             _check(asked, card, side, precision)
             return asked
-        whole = Pipeline(module, device, side, count)
+        whole = Pipeline(module, device, side, count, rounded=card.downscaler.steps == 1)
         if plans.may_halve(card, side):
             half = Pipeline(module, device, side, count, torch.float16)
             reason = guard.refusal(half, card, side)
@@ -151,6 +157,7 @@ class Pipeline:
         side: ``downscaler``, whose LR is rounded to 8 bits, or ``upscaler``.
         batch: how many tiles are computed at once.
         precision: what an upscaler computes in.
+        rounded: ``False`` for a step of a downscaler that recurs: it leaves LR as it is.
     """
 
     def __init__(
@@ -160,9 +167,10 @@ class Pipeline:
         side: str,
         batch: int,
         precision: torch.dtype = torch.float32,
+        rounded: bool = True,
     ) -> None:
         self.module, self.device, self.side = module.to(device), device, side
-        self.batch, self.precision = batch, precision
+        self.batch, self.precision, self.rounded = batch, precision, rounded
 
     def __call__(self, image: Block, quality: float = 1.0) -> Block:
         return next(self.stream([image], quality))
@@ -176,7 +184,7 @@ class Pipeline:
             if isinstance(self.module, car.ResamplerNet):
                 return self.module.resampled(given, self.module.heads(given), quantise=True)
             small = self.module(given)
-        return small.clamp(0, 1).mul(255).round().div(255)  # type: ignore[no-any-return]
+        return _rounded(small) if self.rounded else small
 
     def stream(self, tiles: Iterable[Block], quality: float = 1.0) -> Iterator[Block]:
         """See :class:`carcodec.engines.Pipelined`."""

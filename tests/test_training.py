@@ -29,7 +29,7 @@ from carcodec.errors import (
 )
 from carcodec.training import loop
 from carcodec.training.data import Patches, load_images, split
-from carcodec.training.export import export
+from carcodec.training.export import checkpoint_networks, export
 from carcodec.training.optimiser import Muon
 from carcodec.training.recipe import load_recipe
 
@@ -225,6 +225,41 @@ def test_the_papers_pairs_train_export_and_encode(
     in_colour = carcodec.decode(carcodec.encode(grey.convert("RGB"), model="pair").data)
     difference = np.abs(np.asarray(in_colour, float).mean(2) - np.asarray(carcodec.decode(file)))
     assert (difference <= 1).mean() > 0.9  # but where a colour alone is beyond black or white
+
+
+def test_a_recursive_network_is_stored_once_and_applied_to_its_own_result(
+    tmp_path: Path, data: Path, photo: Image.Image
+) -> None:
+    """TAD, ECCV 2018, section 3.2: nothing is clamped or rounded on the way to LR."""
+    down, up, _, training = PAIRS["tad-x4"]
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        f'name = "pair"\nscale = 8\n[downscaler]\n{down}\n[upscaler]\n{up}\n'
+        f'[training]\nbatch = 2\npatch = 48\nloss = "l1"\nlearning_rate = 2e-3\n{training}\n'
+    )
+    trainer, _ = trained(path, data)
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    trainer.save(checkpoint)
+    card = zoo.load_card(export(checkpoint, tmp_path / "models"))
+    assert (card.scale, card.downscaler.steps, card.upscaler.steps) == (8, 3, 3)
+    image = np.asarray(photo.resize((160, 112)))
+    _, downscaler, upscaler, _ = checkpoint_networks(checkpoint)
+    with torch.inference_mode():
+        source = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float().div(255)
+        small = downscaler(source).clamp(0, 1).mul(255).round()
+        large = upscaler(small.div(255)).clamp(0, 1).mul(255).add(0.5).floor()
+    done: list[float] = []
+    for engine in ("onnxruntime", "openvino", "pytorch"):
+        for tile in (0, 36):
+            lr = codec.downscale(image, card, engine, tile=tile)
+            assert np.abs(lr - small[0].permute(1, 2, 0).numpy()).max() <= 1
+            given = small[0].permute(1, 2, 0).byte().numpy()
+            hr = upscale(given, (160, 112), 8, card, engine, tile=tile, progress=done.append)
+            difference = np.abs(hr - large[0].permute(1, 2, 0).numpy())
+            # OpenVINO takes bfloat16 where the CPU has it
+            assert difference.mean() < (1 if engine == "openvino" else 0.01)
+            assert done[-1] == 1 and done == sorted(done)
+            done.clear()
 
 
 @pytest.mark.parametrize("stride", [1, 2])

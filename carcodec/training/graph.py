@@ -127,19 +127,19 @@ def _blocks(
     return x
 
 
-def written(network: nn.Module, side: str) -> onnx.ModelProto:
+def written(network: nn.Module, side: str, rounded: bool = True) -> onnx.ModelProto:
     """The ONNX graph of a network of ``side`` ``downscaler`` or ``upscaler``.
 
     A downscaler takes ``hr`` (1, 3, H, W) in [0, 1], sides multiples of 2*s, to ``lr``
     (1, 3, H/s, W/s), clamped and rounded to multiples of 1/255. An upscaler takes ``lr``
     (1, 3, h, w) to ``hr`` (1, 3, s*h, s*w), not clamped; a conditioned one has a second input,
-    ``quality`` (1,), in [0, 1].
+    ``quality`` (1,), in [0, 1]. A step of a network that recurs is not ``rounded``.
 
     Raises:
         TypeError: not a network that can be written.
     """
     if isinstance(network, PlaneNetwork):
-        return _planes_graph(network, side)
+        return _planes_graph(network, side, rounded)
     if isinstance(network, EDSR):
         return _edsr_graph(network)
     if isinstance(network, ResamplerNet):
@@ -151,7 +151,7 @@ def written(network: nn.Module, side: str) -> onnx.ModelProto:
     raise TypeError(f"{type(network).__name__} cannot be written")
 
 
-def _planes_graph(network: PlaneNetwork, side: str) -> onnx.ModelProto:
+def _planes_graph(network: PlaneNetwork, side: str, rounded: bool) -> onnx.ModelProto:
     """Traced by torch.fx, module by module."""
     tracer = _Tracer()
     graph = _Graph(dict(network.named_parameters()))
@@ -184,7 +184,7 @@ def _planes_graph(network: PlaneNetwork, side: str) -> onnx.ModelProto:
             raise TypeError(f"{node.op} {node.target} cannot be written")
     if network.channels == 1:
         x = graph.op("Transpose", x, perm=[1, 0, 2, 3])
-    if side == "downscaler":
+    if side == "downscaler" and rounded:
         graph.rounded(x)
     dims: dict[str, list[Any]] = {"lr": [1, 3, "h", "w"], "hr": [1, 3, "H", "W"]}
     return graph.model(side, [(source, dims[source])], (target, dims[target]), [])

@@ -22,9 +22,12 @@ class Side:
         family: as :mod:`carcodec.networks.families` calls it.
         file: the ONNX file's name, beside the card.
         sha256: of that file, hexadecimal.
-        halo: receptive-field radius in LR pixels: what lies further away cannot matter.
+        halo: receptive-field radius in LR pixels: what lies further away cannot matter. Where the
+            network recurs, that of one step, in pixels of its smaller side.
         options: the network's constructor arguments but for the scale.
         parameters: how many numbers it has learned.
+        steps: how often it is applied, to its own result from the second time on, which is neither
+            clamped nor rounded on the way. The file then holds one step.
     """
 
     family: str
@@ -33,6 +36,7 @@ class Side:
     halo: int
     options: dict[str, Any] = field(default_factory=dict)
     parameters: int | None = None
+    steps: int = 1
 
     @property
     def stride(self) -> int:
@@ -93,6 +97,11 @@ class ModelCard:
     def large(self) -> bool:
         """Whether it is a slower form of the model named without ``-hq``: taken only by name."""
         return self.name.endswith("-hq")
+
+    def step(self, side: str) -> ModelCard:
+        """What an engine loads of a side: the card as it is, or one of a single step's scale."""
+        steps = getattr(self, side).steps
+        return dataclasses.replace(self, scale=round(self.scale ** (1 / steps)))
 
     def lr_channels(self, channels: int) -> int:
         """How many LR has of a photo of 1 or 3, alpha left out."""
