@@ -2,10 +2,12 @@
 
     python benchmarks/pictures.py EVAL OUT
 
-EVAL holds the evaluation sets as folders of PNG files. OUT gets car.png, rsrnet.png, tad.png and
-index.html. Each row is a crop of one scene: the photo, then for every system LR (enlarged by
-repeating pixels) and what is restored from it, with Y PSNR and SSIM of the whole picture.
-Models that are not installed are left out.
+EVAL holds the evaluation sets as folders of PNG files. OUT gets car.png, rsrnet.png, tad.png,
+tad-extreme.png and index.html. Each row is a crop of one scene: the photo, then for every system
+LR (enlarged by repeating pixels) and what is restored from it, with Y PSNR and SSIM of the whole
+picture.
+tad-extreme has whole photos, made smaller, as the paper shows ×64 and ×128. Models that are not
+installed are left out.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ from carcodec.errors import ModelNotFoundError
 
 Pixels = NDArray[np.uint8]
 Cells = list[tuple[str, Image.Image]]
+Middle = tuple[float, float] | None
+Scene = tuple[str, str, Middle]
 SIDE, GAP, LINE = 168, 6, 20
-# paper → its name, the systems, and its figures' scenes: set, picture, middle of the crop
-PAPERS = {
+# paper → its name, the systems, and its figures' scenes: set, picture, middle of the crop if any
+PAPERS: dict[str, tuple[str, tuple[str, ...], tuple[Scene, ...]]] = {
     "car": (
         "CAR, IEEE TIP 2020: figures 3 and 5",
         ("bicubic-x4", "car-x4-bicubic", "car-x4"),
@@ -54,11 +58,22 @@ PAPERS = {
             ("Set5", "butterfly", (0.5, 0.5)),
         ),
     ),
+    "tad-extreme": (
+        "TAD, ECCV 2018: figure 5, on photos of Kodak",
+        ("tad-x8", "tad-x16", "tad-x32", "tad-x64", "tad-x128"),
+        (
+            ("Kodak", "kodim03", None),
+            ("Kodak", "kodim23", None),
+            ("Kodak", "kodim24", None),
+        ),
+    ),
 }
 
 
-def crop(image: Pixels, middle: tuple[float, float], multiple: int) -> tuple[int, int, int]:
-    """Left, top and side of a crop that lies on LR's grid."""
+def crop(image: Pixels, middle: Middle, multiple: int) -> tuple[int, int, int]:
+    """Left, top and side of a crop that lies on LR's grid, or of all of it."""
+    if middle is None:
+        return 0, 0, max(image.shape)
     side = min(SIDE, *image.shape[:2]) // multiple * multiple
     left, top = (
         int(min(max(share * length - side / 2, 0), length - side)) // multiple * multiple
@@ -70,13 +85,13 @@ def crop(image: Pixels, middle: tuple[float, float], multiple: int) -> tuple[int
 def tile(image: Pixels) -> Image.Image:
     colour = image if image.ndim == 3 else np.repeat(image[..., None], 3, 2)
     page = Image.new("RGB", (SIDE, SIDE), "#ddd")
-    page.paste(
-        Image.fromarray(colour), ((SIDE - image.shape[1]) // 2, (SIDE - image.shape[0]) // 2)
-    )
+    found = Image.fromarray(colour)
+    found.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
+    page.paste(found, ((SIDE - found.width) // 2, (SIDE - found.height) // 2))
     return page
 
 
-def row(path: Path, middle: tuple[float, float], systems: list[evaluate.System]) -> Cells:
+def row(path: Path, middle: Middle, systems: list[evaluate.System]) -> Cells:
     photo = np.asarray(Image.open(path).convert("RGB"))
     scale = max(system.scale for system in systems)
     height, width = (length // (2 * scale) * 2 * scale for length in photo.shape[:2])

@@ -474,7 +474,11 @@ def _alpha(file: container.Carimg, threads: int = 0) -> NDArray[np.uint8] | None
 
 def taken(image: NDArray[Any], rows: slice, columns: slice) -> NDArray[Any]:
     """A part of an image, its last row and column repeated where it reaches beyond."""
-    part = image[rows, columns]
+    height, width = image.shape[:2]
+    # a tile may lie beyond the image altogether, where a scale is large and the image is not
+    part = image[
+        min(rows.start, height - 1) : rows.stop, min(columns.start, width - 1) : columns.stop
+    ]
     missing = [(0, rows.stop - rows.start - part.shape[0])]
     missing += [(0, columns.stop - columns.start - part.shape[1])]
     if any(after for _, after in missing):

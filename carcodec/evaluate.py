@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from carcodec import codec, metrics, pixels, resize, zoo
 from carcodec.compare.run import cache_folder, fingerprint, keep, load, paths, recall
-from carcodec.errors import CarcodecError, CompareError, ModelNotFoundError
+from carcodec.errors import CarcodecError, CompareError, ImageError, ModelNotFoundError
 
 __all__ = [
     "BITS", "FIGURES", "PROTOCOLS", "Published", "Row", "System", "as_csv", "as_json", "beside",
@@ -104,7 +104,7 @@ class Published:
 
 
 def system(name: str, engine: str = "auto") -> System:
-    """An installed model, or a resizer, such as ``bicubic-x2``, with ``-x2`` … ``-x8``.
+    """An installed model, or a resizer, such as ``bicubic-x2``, with ``-x2`` … ``-x128``.
 
     Resizers are those of :func:`carcodec.resize.downscale`; what they shrink is enlarged with
     bicubic, as MATLAB's imresize does it. ``A+B`` shrinks with A and enlarges with B:
@@ -123,7 +123,7 @@ def system(name: str, engine: str = "auto") -> System:
 
 def _as_resizer(name: str) -> tuple[str, int] | None:
     kernel, _, scale = name.rpartition("-x")
-    if kernel in resize.DOWNSCALERS and scale in {str(s) for s in range(2, 9)}:
+    if kernel in resize.DOWNSCALERS and scale in {str(s) for s in range(2, 129)}:
         return kernel, int(scale)
     return None
 
@@ -164,8 +164,12 @@ def _pair(name: str, first: str, second: str, engine: str) -> System:
 
 
 def systems() -> list[str]:
-    """What is evaluated unless something is named: models for lossless LR, and bicubic beside."""
-    names = sorted({c.name for c in zoo.installed() if not (c.storage or c.fixed) and c.scale > 1})
+    """What is evaluated unless something is named: models for lossless LR, and bicubic beside.
+
+    Scales go to 4, as the papers' tables do: much of their pictures is too small for more.
+    """
+    lossless = [c for c in zoo.installed() if not (c.storage or c.fixed)]
+    names = sorted({c.name for c in lossless if 1 < c.scale <= 4})
     scales = sorted({zoo.find(name).scale for name in names})
     return [*names, *(f"bicubic-x{scale}" for scale in scales)]
 
@@ -262,7 +266,14 @@ def evaluate(
         nonlocal done
         progress(f"{task[0].name}, {task[1]}", done / len(tasks))
         try:
-            return _score(task[0], load(task[2]), protocol, cache or cache_folder("evaluate"))
+            one, _, path = task
+            image, scale = load(path), one.scale
+            if min(image.shape[:2]) // scale * scale < 2 * scale + 11:
+                raise ImageError(
+                    f"{path} is {image.shape[1]}×{image.shape[0]}, too small for {one.name}: "
+                    f"what is left within a border of {scale} is scored"
+                )
+            return _score(one, image, protocol, cache or cache_folder("evaluate"))
         except CompareError:
             raise
         except CarcodecError as error:

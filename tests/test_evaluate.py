@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from carcodec import app, codec, evaluate, metrics, resize, zoo
-from carcodec.errors import CarcodecError, CompareError, ModelNotFoundError
+from carcodec.errors import CarcodecError, CompareError, ImageError, ModelNotFoundError
 from carcodec.networks import plain
 
 
@@ -260,4 +260,8 @@ def test_wrong_calls(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CarcodecError, match="holds no pictures"):
         evaluate.evaluate([tmp_path / "empty"], ["box-x2"], cache=tmp_path)
+    for side in (16, 129, 300):
+        Image.new("RGB", (400, side)).save(tmp_path / "empty" / "low.png")
+        with pytest.raises(ImageError, match=f"low.png is 400×{side}, too small for box-x128"):
+            evaluate.evaluate([tmp_path / "empty"], ["box-x128"], cache=tmp_path)
     assert "bicubic-x2" in evaluate.systems() and "car-x2-avif" not in evaluate.systems()

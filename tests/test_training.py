@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -260,6 +261,13 @@ def test_a_recursive_network_is_stored_once_and_applied_to_its_own_result(
             assert difference.mean() < (1 if engine == "openvino" else 0.01)
             assert done[-1] == 1 and done == sorted(done)
             done.clear()
+    # a photo that is small next to the scale: tiles lie beyond it
+    six = [replace(side, steps=6) for side in (card.downscaler, card.upscaler)]
+    far = replace(card, scale=64, downscaler=six[0], upscaler=six[1])
+    lr = codec.downscale(image[:30, :20], far, tile=24)
+    assert lr.shape == (1, 1, 3)
+    assert (lr == codec.downscale(image[:30, :20], far)).all()
+    assert upscale(lr, (20, 30), 8, far).shape == (30, 20, 3)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
