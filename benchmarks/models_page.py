@@ -117,10 +117,14 @@ def parameters(side: zoo.Side) -> str:
 
 
 def summary(cards: list[zoo.ModelCard]) -> str:
-    """README's table: the newest version of each model, each set's Y PSNR and the baseline's."""
+    """README's table: the newest version of each model, each set's Y PSNR and the baseline's.
+
+    Larger scales than the papers' tables have are left to docs/MODELS.md.
+    """
     heads = ["model", "downscaler + upscaler", *SETS, "Kodak bpp", "JPEG bpp"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     plain = [card for card in cards if not (card.storage or card.fixed)]
+    plain = [card for card in plain if card.scale <= evaluate.LARGEST_SCALE]
     newest = {card.name: card for card in sorted(plain, key=lambda c: c.version)}
     for card in newest.values():
         sizes = f"{parameters(card.downscaler)} + {parameters(card.upscaler)}"

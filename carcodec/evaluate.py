@@ -24,12 +24,14 @@ from carcodec.compare.run import cache_folder, fingerprint, keep, load, paths, r
 from carcodec.errors import CarcodecError, CompareError, ImageError, ModelNotFoundError
 
 __all__ = [
-    "BITS", "FIGURES", "PROTOCOLS", "Published", "Row", "System", "as_csv", "as_json", "beside",
-    "evaluate", "markdown", "printed", "published", "sources", "speeds", "system", "systems",
-    "table", "tables",
+    "BITS", "FIGURES", "LARGEST_SCALE", "PROTOCOLS", "Published", "Row", "System", "as_csv",
+    "as_json", "beside", "evaluate", "markdown", "printed", "published", "sources", "speeds",
+    "system", "systems", "table", "tables",
 ]  # fmt: skip
 
 Pixels = NDArray[np.uint8]
+# of the papers' tables, whose pictures are too small for more; TAD's ×8 … ×128 are taken by name
+LARGEST_SCALE = 4
 Protocol = Literal["car", "matlab"]
 PROTOCOLS: tuple[Protocol, ...] = ("car", "matlab")
 
@@ -166,10 +168,10 @@ def _pair(name: str, first: str, second: str, engine: str) -> System:
 def systems() -> list[str]:
     """What is evaluated unless something is named: models for lossless LR, and bicubic beside.
 
-    Scales go to 4, as the papers' tables do: much of their pictures is too small for more.
+    Scales go to :data:`LARGEST_SCALE`.
     """
     lossless = [c for c in zoo.installed() if not (c.storage or c.fixed)]
-    names = sorted({c.name for c in lossless if 1 < c.scale <= 4})
+    names = sorted({c.name for c in lossless if 1 < c.scale <= LARGEST_SCALE})
     scales = sorted({zoo.find(name).scale for name in names})
     return [*names, *(f"bicubic-x{scale}" for scale in scales)]
 

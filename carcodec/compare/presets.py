@@ -263,10 +263,10 @@ def _jpegls_bits(small: Pixels) -> float:
 
 
 def _plain_models() -> list[zoo.ModelCard]:
-    """The newest version of every installed model for lossless LR."""
+    """The newest version of every installed model for lossless LR of the papers' scales."""
     newest: dict[str, zoo.ModelCard] = {}
     for card in zoo.installed():
-        if not (card.storage or card.fixed) and card.scale > 1:
+        if not (card.storage or card.fixed) and 1 < card.scale <= evaluate.LARGEST_SCALE:
             newest.setdefault(card.name, card)
     if not newest:
         raise CompareError("no model for lossless LR is installed: name some with --models")
