@@ -69,13 +69,19 @@ Where LR is stored exactly, TAD and RRNet, whose LR is the free result of convol
 more than CAR, whose LR pixels are averages of the photo's: with as many parameters and half the
 training tad-x2 is 3 dB above car-x2 on Set5 for 3 % more bits. Its guide term keeps LR close to
 bicubic; RRNet has none, its LR shows coloured fringes at close sight, and costs more bits for the
-same PSNR. Through a lossy codec nothing of this is left: a TAD trained through AVIF for ten minutes
-was 3 to 7 % of the bits behind car-x2-avif. For the same reason they store a grey photo's LR in
-three planes.
+same PSNR; where a pattern repeats every two pixels or so the colours can come back wrong, too, as a
+patch of pink and green on kodim19's fence does from rrnet-x2, in both versions. Through a lossy
+codec nothing of this is left: a TAD trained through AVIF for ten minutes was 3 to 7 % of the bits
+behind car-x2-avif. For the same reason they store a grey photo's LR in three planes.
 
-Version 2 of rrnet-x3, rrnet-x4 and tad-x4 is version 1 trained on, for 75, 42 and 27 minutes of one
-core. On Kodak, in Y, rrnet-x3 and rrnet-x4 gain 0.5 dB at the bits they had; tad-x4 gains 0.3 dB
-and spends 5 % more bits, as a JPEG would.
+Version 2 of rrnet-x2, rrnet-x3, rrnet-x4, tad-recursive-x2 and tad-x4 is version 1 trained on, for
+88, 75, 42, 108 and 27 minutes of one core. On Kodak, in Y, rrnet-x2 gains 1.5 dB and rrnet-x3 and
+rrnet-x4 0.5 at the bits they had; tad-x4 gains 0.3 dB and spends 5 % more bits, as a JPEG would.
+
+tad-x8, -x16, -x32, -x64 and -x128 are the recursive network applied 3 to 7 times to its own result,
+nothing rounded on the way (section 3.2 of the paper), each trained on from the one before for 8 to
+10 minutes. One step is stored, and tiled by itself, so that memory stays that of ×2. They are taken
+only where they or their scales are asked for.
 
 tad-x2-lossless is tad-x2 trained on for what a bit of LR buys: MSE and the bits that lossless
 storage takes (`codec = "lossless"`). From a fifth fewer bits than tad-x2 it restores 0.2 dB more on
