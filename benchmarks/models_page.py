@@ -69,10 +69,11 @@ Where LR is stored exactly, TAD and RRNet, whose LR is the free result of convol
 more than CAR, whose LR pixels are averages of the photo's: with as many parameters and half the
 training tad-x2 is 3 dB above car-x2 on Set5 for 3 % more bits. Its guide term keeps LR close to
 bicubic; RRNet has none, its LR shows coloured fringes at close sight, and costs more bits for the
-same PSNR; where a pattern repeats every two pixels or so the colours can come back wrong, too, as a
-patch of pink and green on kodim19's fence does from rrnet-x2, in both versions. Through a lossy
-codec nothing of this is left: a TAD trained through AVIF for ten minutes was 3 to 7 % of the bits
-behind car-x2-avif. For the same reason they store a grey photo's LR in three planes.
+same PSNR. Where a pattern repeats every two pixels or so, both can give colours back wrong: a patch
+of kodim19's fence turns pink and green. Over 5×5 pixels red minus green is off there by 7 levels
+from rrnet-x2, by 4 from tad-x2 and its kin, and by 0.2 from car-x2. Through a lossy codec nothing
+of all this is left: a TAD trained through AVIF for ten minutes was 3 to 7 % of the bits behind
+car-x2-avif. For the same reason they store a grey photo's LR in three planes.
 
 Version 2 of rrnet-x2, rrnet-x3, rrnet-x4, tad-recursive-x2 and tad-x4 is version 1 trained on, for
 88, 75, 42, 108 and 27 minutes of one core. On Kodak, in Y, rrnet-x2 gains 1.5 dB and rrnet-x3 and
