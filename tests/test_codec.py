@@ -40,6 +40,8 @@ Psnr = Callable[[Image.Image, Image.Image], float]
         ("car-x4", 0.5),
         ("rrnet-x4", 0.7),
         ("tad-x4", 0.7),
+        ("tad-recursive-x2", 1.8),
+        ("tad-x8", 0.7),
     ],
 )
 def test_shipped_models_beat_bicubic(
@@ -65,6 +67,8 @@ def test_shipped_models_beat_bicubic(
         "car-x4",
         "rrnet-x4",
         "tad-x4",
+        "tad-recursive-x2",
+        "tad-x8",
     ],
 )
 def test_the_thumbnail_looks_like_the_photo(
