@@ -246,7 +246,9 @@ def test_files_of_every_shipped_version_still_decode(
     assert header.model_digest == card.short_digest
     assert header.model_version == card.version
     restored = carcodec.decode(data, engine="onnxruntime")
-    floor = {1: 27.0, 2: 23.0, 3: 21.0, 4: 20.0}[card.scale] - card.fixed
+    # the crop is no larger than one or two LR pixels of the last two
+    floors = {1: 27.0, 2: 23.0, 3: 21.0, 4: 20.0, 8: 19.0, 16: 17.5, 32: 16.0, 64: 13.5, 128: 12.0}
+    floor = floors[card.scale] - card.fixed
     assert peak_signal(restored, taipei.crop((380, 380, 461, 443))) > floor
 
 
