@@ -83,7 +83,14 @@ takes 18 % more, and tad-x4 0.3 dB for 5 %, as a JPEG would.
 tad-x8, -x16, -x32, -x64 and -x128 are the recursive network applied 3 to 7 times to its own result,
 nothing rounded on the way (section 3.2 of the paper), each trained on from the one before for 8 to
 10 minutes. One step is stored, and tiled by itself, so that memory stays that of ×2. They are taken
-only where they or their scales are asked for.
+only where they or their scales are asked for. Y PSNR on Kodak, and bicubic's:
+
+| | ×8 | ×16 | ×32 | ×64 | ×128 |
+|---|---|---|---|---|---|
+| TAD | 27.14 | 24.95 | 22.94 | 20.87 | 18.26 |
+| bicubic | 25.14 | 23.35 | 21.57 | 19.69 | 18.04 |
+
+At ×128 nothing is gained any more: in RGB it is 0.1 dB below bicubic.
 
 tad-x2-lossless is tad-x2 trained on for what a bit of LR buys: MSE and the bits that lossless
 storage takes (`codec = "lossless"`). From a fifth fewer bits than tad-x2 it restores 0.2 dB more on

@@ -52,7 +52,8 @@ def markdown(card: zoo.ModelCard) -> str:
     for name, side in sides.items():
         options = ", ".join(f"{k} {_plain(v)}" for k, v in side.options.items())
         count = f"{side.parameters:,}" if side.parameters is not None else "–"
-        lines.append(f"| {name} | {side.family} | {count} | {side.halo} | {options} |")
+        halo = str(side.halo) if side.steps == 1 else f"{side.halo} in each of {side.steps} steps"
+        lines.append(f"| {name} | {side.family} | {count} | {halo} | {options} |")
     lines += ["", f"- digest `{card.digest}`"]
     lines += [f"- paper: {paper}" for paper in known]
     speed = card.measured.get("MP/s")
