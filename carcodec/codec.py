@@ -327,14 +327,14 @@ def downscale(
     # gathers grows with the scale.
     step = card.step("downscaler")
     window = tile or max(64, card.downscaler.halo * (16 if step.scale <= 2 else 12))
-    tiling.run_steps(
-        card.downscaler.steps,
+    tiling.run(
         _over(step, "downscaler", engine, threads),
         padded,
         _multiple(card.downscaler.halo),
         _multiple(max(window, 2 * card.downscaler.halo + 4)),
         read,
         write,
+        steps=card.downscaler.steps,
         read_scale=step.scale,
         progress=progress,
     )
@@ -384,14 +384,14 @@ def upscale(
         levels = np.clip(scaled, 0, peak, out=scaled).astype(colour.dtype)
         target[...] = levels.transpose(1, 2, 0) if target.ndim == 3 else levels[0]
 
-    tiling.run_steps(
-        card.upscaler.steps,
+    tiling.run(
         network,
         padded,
         card.upscaler.halo,
         _multiple(max(tile or 512 * stride, 2 * card.upscaler.halo + 1), stride),
         read,
         write,
+        steps=card.upscaler.steps,
         write_scale=step.scale,
         progress=progress,
     )

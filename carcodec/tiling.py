@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Span", "run", "run_steps", "spans"]
+__all__ = ["Span", "run", "spans"]
 
 Block = NDArray[np.float32]
 Span = tuple[int, int, int, int]
@@ -62,6 +62,7 @@ def run(
     read: Read,
     write: Write,
     *,
+    steps: int = 1,
     read_scale: int = 1,
     write_scale: int = 1,
     progress: Callable[[float], None] = lambda done: None,
@@ -73,67 +74,46 @@ def run(
     the network's input ``(1, 3, h, w)`` and ``write(rows, columns, block)`` takes its output,
     ``(3, h, w)``; slices count LR pixels times ``read_scale`` or ``write_scale``. ``progress``
     hears the finished share after each tile.
-    """
-    across, down = spans(size[0], window, halo), spans(size[1], window, halo)
-    tiles = [(row, column) for row in down for column in across]
 
-    def part(span: Span, scale: int) -> slice:
-        return slice(span[0] * scale, span[1] * scale)
-
-    taken = (read(part(row, read_scale), part(column, read_scale)) for row, column in tiles)
-    s = write_scale
-    for done, ((row, column), result) in enumerate(zip(tiles, network(taken), strict=True), 1):
-        (top, _, first_row, last_row), (left, _, first_column, last_column) = row, column
-        kept = result[
-            0,
-            :,
-            (first_row - top) * s : (last_row - top) * s,
-            (first_column - left) * s : (last_column - left) * s,
-        ]
-        rows = slice(first_row * s, last_row * s)
-        write(rows, slice(first_column * s, last_column * s), kept)
-        progress(done / len(tiles))
-
-
-def run_steps(
-    steps: int,
-    network: Network,
-    size: tuple[int, int],
-    halo: int,
-    window: int,
-    read: Read,
-    write: Write,
-    *,
-    read_scale: int = 1,
-    write_scale: int = 1,
-    progress: Callable[[float], None] = lambda done: None,
-) -> None:
-    """:func:`run`, ``steps`` times, each after the first over what the last one made.
-
-    ``size`` counts the smallest image's pixels, ``halo`` and ``window`` those of a step's smaller
-    side, and the scales are one step's. What is between is held whole, in float32: next to the
-    large image, that is a quarter of its pixels or less.
+    With several ``steps`` the network is run over its own result. The scales are then one step's,
+    ``halo`` and ``window`` count pixels of a step's smaller side, and ``size`` those of the
+    smallest image. What is between is held whole, in float32: next to the large image, that is a
+    quarter of its pixels or less.
     """
     factors = [(read_scale * write_scale) ** step for step in range(steps)]
     if read_scale > 1:
         factors.reverse()
-    whole, done = sum(factor**2 for factor in factors), 0
-    for left, factor in zip(reversed(range(steps)), factors, strict=True):
-        across, down = size[0] * factor, size[1] * factor
-        between = np.empty((3, down * write_scale, across * write_scale) if left else 0, np.float32)
-        run(
-            network,
-            (across, down),
-            halo,
-            window,
-            read,
-            partial(_put, between) if left else write,
-            read_scale=read_scale,
-            write_scale=write_scale,
-            progress=partial(_part_done, progress, done / whole, factor**2 / whole),
-        )
+    sizes = [(size[0] * factor, size[1] * factor) for factor in factors]
+    grids = [
+        [
+            (row, column)
+            for row in spans(down, window, halo)
+            for column in spans(across, window, halo)
+        ]
+        for across, down in sizes
+    ]
+
+    def part(span: Span, scale: int) -> slice:
+        return slice(span[0] * scale, span[1] * scale)
+
+    s, done, count = write_scale, 0, sum(map(len, grids))
+    for more, (across, down), tiles in zip(reversed(range(steps)), sizes, grids, strict=True):
+        between = np.empty((3, down * s, across * s) if more else 0, np.float32)
+        target = partial(_put, between) if more else write
+        taken = (read(part(row, read_scale), part(column, read_scale)) for row, column in tiles)
+        for (row, column), result in zip(tiles, network(taken), strict=True):
+            (top, _, first_row, last_row), (left, _, first_column, last_column) = row, column
+            kept = result[
+                0,
+                :,
+                (first_row - top) * s : (last_row - top) * s,
+                (first_column - left) * s : (last_column - left) * s,
+            ]
+            rows = slice(first_row * s, last_row * s)
+            target(rows, slice(first_column * s, last_column * s), kept)
+            done += 1
+            progress(done / count)
         read = partial(_part, between)
-        done += factor**2
 
 
 def _put(planes: Block, rows: slice, columns: slice, block: Block) -> None:
@@ -142,7 +122,3 @@ def _put(planes: Block, rows: slice, columns: slice, block: Block) -> None:
 
 def _part(planes: Block, rows: slice, columns: slice) -> Block:
     return np.ascontiguousarray(planes[None, :, rows, columns])
-
-
-def _part_done(progress: Callable[[float], None], before: float, share: float, done: float) -> None:
-    progress(before + share * done)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -76,16 +77,19 @@ def test_more_quality_is_more_bytes_and_a_better_photo(storage: str, part: Image
         assert before[1] < after[1]
 
 
+def _own(folder: Path, like: zoo.ModelCard, names: tuple[str, ...], old: str, new: str) -> None:
+    """Models of other names, with one change to the card."""
+    for name in names:
+        copy = folder / f"{name}-v1"
+        shutil.copytree(like.folder, copy)
+        card = (copy / "card.toml").read_text().replace("tiny-x2", name)
+        (copy / "card.toml").write_text(card.replace(old, new))
+
+
 def test_models_of_ones_own_join(
     tmp_path: Path, tiny: zoo.ModelCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("own-x2", "own-x2-hq"):
-        folder = tmp_path / f"{name}-v1"
-        folder.mkdir()
-        for file in ("downscaler.onnx", "upscaler.onnx"):
-            (folder / file).write_bytes((tiny.folder / file).read_bytes())
-        card = (tiny.folder / "card.toml").read_text().replace("tiny-x2", name)
-        (folder / "card.toml").write_text(card.replace("{ batch", '{ codec = "webp", batch'))
+    _own(tmp_path, tiny, ("own-x2", "own-x2-hq"), "{ batch", '{ codec = "webp", batch')
     monkeypatch.setenv(zoo.MODELS_VARIABLE, str(tmp_path))
     assert dial.branches("webp") == ["own-x2"]  # the large one is slow, and taken by name only
     assert settle(storage_codec="webp") == Setting("own-x2", "webp", 50)
@@ -95,11 +99,7 @@ def test_models_of_ones_own_join(
 def test_a_large_model_is_no_stopgap(
     tmp_path: Path, tiny: zoo.ModelCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("a-x5-hq", "b-x5"):
-        folder = tmp_path / f"{name}-v1"
-        folder.mkdir()
-        card = (tiny.folder / "card.toml").read_text().replace("tiny-x2", name)
-        (folder / "card.toml").write_text(card.replace("scale = 2", "scale = 5"))
+    _own(tmp_path, tiny, ("a-x5-hq", "b-x5"), "scale = 2", "scale = 5")
     monkeypatch.setenv(zoo.MODELS_VARIABLE, str(tmp_path))
     assert settle(scale=5, quality=None).model == "b-x5"
 
