@@ -1,12 +1,13 @@
 """Write docs/RESULTS.md, docs/rd.png and README's table: carcodec compared on the evaluation sets.
 
     python benchmarks/results.py EVAL [--sets Kodak Set5 …] [--sample] [--cache FOLDER]
-        [--report FOLDER] [--figures figures.json]
+        [--engine openvino:fp32] [--report FOLDER] [--figures figures.json]
 
 EVAL holds the sets as folders of PNG files. Everything goes through carcodec.compare, which
 remembers each result in --cache, so that a run goes on where it stopped: all of it takes hours.
 --sample takes every fourth picture of Urban100. Kodak is measured up to 2 bits per pixel, the other
-sets up to 0.5. --figures writes what `carcodec export --measured` puts onto the cards. --report
+sets up to 0.5. --engine openvino:fp32 keeps machines with bfloat16 to the figures of those without.
+--figures writes what `carcodec export --measured` puts onto the cards. --report
 writes Kodak's report there as well.
 """
 
@@ -217,8 +218,10 @@ def main() -> None:
     parser.add_argument("--report", type=Path)
     parser.add_argument("--figures", type=Path)
     parser.add_argument("--jobs", type=int, default=0)
+    parser.add_argument("--engine", default="auto")
     arguments = parser.parse_args()
-    chosen = [*carcodecs(), *standard(ANCHORS)]
+    engine = arguments.engine
+    chosen = [*carcodecs(engine=engine), *standard(ANCHORS)]
     found: dict[str, Comparison] = {}
     harder = None
     with Progress() as bar:
@@ -243,13 +246,18 @@ def main() -> None:
                 pictures = pictures[:: EVERY.get(name, 1)]
             found[name] = measured(name, pictures, chosen, 2.0 if name == "Kodak" else 0.5)
             if name == "Kodak":
-                slower = [*carcodecs(["avif"], effort=HARDER), *standard(ANCHORS)]
+                slower = [
+                    *carcodecs(["avif"], engine=engine, effort=HARDER),
+                    *standard(ANCHORS),
+                ]
                 harder = measured(f"{name}, --effort {HARDER}", pictures, slower, 0.5)
     command = "python benchmarks/results.py EVAL"
     if arguments.sets != list(SETS):
         command += f" --sets {' '.join(arguments.sets)}"
     if arguments.sample:
         command += " --sample"
+    if engine != "auto":
+        command += f" --engine {engine}"
     text = page(found, harder, command, EVERY if arguments.sample else {})
     atomic.write(ROOT / "docs" / "RESULTS.md", text.encode())
     if "Kodak" not in found or harder is None:

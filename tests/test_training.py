@@ -559,6 +559,9 @@ def test_baselines_train_and_are_not_exported(tmp_path: Path, data: Path) -> Non
         ),
         ('name = "x"\nscale = 2\n[training]\nssim_scales = 0', "ssim_scales must be at least 1"),
         ('name = "x"\nscale = 2\n[training]\ncolour = "lab"', "must be 'rgb' or 'y'"),
+        ('name = "x"\nscale = 2\n[training]\ntint = 1.0\ncodec = "avif"', "codec = 'avif'"),
+        ('name = "x"\nscale = 2\n[training]\ntint = 1.0\ncolour = "y"', "colour = 'y'"),
+        ('name = "x"\nscale = 2\n[training]\ndecimate = 1.5', "from 0 to 1, not 1.5"),
         ('name = "x"\nscale = 2\n[training]\ncolour = "y"', "car takes colour"),
     ],
 )
@@ -610,6 +613,33 @@ def test_patches_are_cut_from_the_images_and_repeatable() -> None:
     assert torch.equal(first, Patches([image], 16, seed=3).batch(20))
     assert not torch.equal(first, Patches([image], 16, seed=4).batch(20))
     assert set((first * 255).round().unique().int().tolist()) <= set(range(256))
+
+
+def test_a_share_of_the_patches_is_every_second_pixel() -> None:
+    rows, columns = np.mgrid[:40, :50].astype(np.uint8)
+    image = np.stack((rows, columns, rows), 2)
+    patches = Patches([image], 16, seed=3, decimate=0.5).batch(200).mul(255).round()
+    # rows fall or columns do, flipped and transposed; either way the same step in both
+    steps = (patches[:, 0, 1:, 1:] - patches[:, 0, :-1, :-1]).abs().flatten(1)
+    assert set(steps.unique().tolist()) == {1, 2}
+    assert 0.35 < float((steps[:, 0] == 2).float().mean()) < 0.65
+    assert bool((steps == steps[:, :1]).all())
+    small = Patches([image[:30]], 16, seed=3, decimate=1.0).batch(20)  # 31 are needed
+    assert small.shape == (20, 3, 16, 16)
+
+
+def test_tint_is_the_colour_error_that_a_blur_leaves() -> None:
+    grey = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)).sub(0.5)
+    assert float(loop._tint(grey.expand(1, 3, 32, 32))) == 0
+    pattern = torch.zeros(1, 3, 32, 32)
+    pattern[:, 0, ::2], pattern[:, 0, 1::2] = 0.1, -0.1  # red, but not over 8 x 8 pixels
+    assert float(loop._tint(pattern)) < 1e-12
+    faint = torch.zeros(1, 3, 32, 32)
+    faint[:, 2] = 0.9 / 255
+    assert float(loop._tint(faint)) == 0
+    red = torch.zeros(1, 3, 32, 32)
+    red[:, 0] = 11 / 255  # of the two differences one
+    assert float(loop._tint(red)) == pytest.approx((10 / 255) ** 2 / 2, rel=1e-4)
 
 
 def test_muons_update_is_orthogonal_and_sized_like_adams() -> None:

@@ -77,13 +77,22 @@ def load_images(
 
 
 class Patches:
-    """Random square patches, flipped and transposed, drawn uniformly over the set's pixels."""
+    """Random square patches, flipped and transposed, drawn uniformly over the set's pixels.
+
+    A share of them, ``decimate``, is every second row and column of patches twice the size, where
+    the image is large enough.
+    """
 
     def __init__(
-        self, images: list[np.ndarray[Any, np.dtype[np.uint8]]], patch: int, seed: int
+        self,
+        images: list[np.ndarray[Any, np.dtype[np.uint8]]],
+        patch: int,
+        seed: int,
+        decimate: float = 0.0,
     ) -> None:
         self.images = images
         self.patch = patch
+        self.decimate = decimate
         self.random = np.random.default_rng(seed)
         area = np.array([i.shape[0] * i.shape[1] for i in images], float)
         self.chances = np.cumsum(area / area.sum())
@@ -97,9 +106,13 @@ class Patches:
         )
         for slot, pick in enumerate(picks):
             image = self.images[pick]
-            top = self.random.integers(image.shape[0] - p + 1)
-            left = self.random.integers(image.shape[1] - p + 1)
-            crop = image[top : top + p, left : left + p]
+            step = 2 if self.decimate and self.random.random() < self.decimate else 1
+            reach = step * (p - 1) + 1
+            if min(image.shape[:2]) < reach:
+                step, reach = 1, p
+            top = self.random.integers(image.shape[0] - reach + 1)
+            left = self.random.integers(image.shape[1] - reach + 1)
+            crop = image[top : top + reach : step, left : left + reach : step]
             turn = self.random.integers(8)
             crop = crop[::-1] if turn & 1 else crop
             crop = crop[:, ::-1] if turn & 2 else crop

@@ -106,6 +106,7 @@ class _Trainer:
             load_images(train_files, schedule.patch),
             schedule.patch,
             schedule.seed + 1000 * self.world.rank,
+            schedule.decimate,
         )
         self.held_out = [self._centre(i) for i in load_images(held_out, 2 * recipe.scale)]
         self.optimisers = build_optimisers(*networks, schedule.optimiser, schedule.downscaler_rate)
@@ -224,6 +225,8 @@ class _Trainer:
             far = 20 * error.square().mean()
         else:
             far = error.abs().mean()  # eq. 8
+        if schedule.tint:
+            far = far + 20 * schedule.tint * _tint(error)
         loss: Tensor = total + far
         return loss
 
@@ -407,6 +410,16 @@ def _structure(restored: Tensor, image: Tensor, scales: int) -> Tensor:
         found.append((1 - likeness + 1e-3).log())
         pair = functional.avg_pool2d(pair, 2)
     return torch.stack(found).mean(0)
+
+
+def _tint(error: Tensor) -> Tensor:
+    """Mean square of what R - G and B - G are off by over 8 x 8 pixels, beyond one level.
+
+    Nobody sees one level; without the threshold the term would be spent on what is everywhere
+    instead of on the few places where it is 20.
+    """
+    differences = functional.avg_pool2d(error[:, ::2] - error[:, 1:2], 8, 4)
+    return functional.relu(differences.abs() - 1 / 255).square().mean()
 
 
 def _picture(image: Tensor) -> Any:

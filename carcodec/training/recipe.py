@@ -39,7 +39,11 @@ class Schedule:
     ``rate`` times bits (see :meth:`.loop._Trainer.loss`). With ``real`` the codec itself gives LR
     back, and the proxy only its gradient and the bits; with a ``downscaler_rate`` of 0 as well, the
     upscaler learns alone. ``bounds`` weighs an L1 distance of LR from [0, 1]. ``lossless`` adds
-    ``rate`` times the bits that lossless storage would take to the plain loss. ``ssim`` weighs
+    ``rate`` times the bits that lossless storage would take to the plain loss. ``tint`` weighs,
+    beside the MSE and without a lossy codec, errors of colour that remain over 8 x 8 pixels:
+    networks that hide detail in colour give it back as a tint in fine patterns.
+    ``decimate`` is the share of patches that are every second pixel of a photo, aliases and
+    all, where such patterns abound. ``ssim`` weighs
     log(1 - SSIM) of luma beside the logarithm of the MSE, where the upscaler learns alone with the
     real codec; it is the mean over ``ssim_scales`` sizes, each half the one before. ``bf16``
     computes in bfloat16 where the device does that in hardware, ``fp16`` in half precision with a
@@ -69,6 +73,8 @@ class Schedule:
     quality_high: float = 90.0
     rate: float = 0.1155
     real: bool = False
+    tint: float = 0.0
+    decimate: float = 0.0
     ssim: float = 0.0
     ssim_scales: int = 2
     bf16: bool = True
@@ -134,6 +140,17 @@ def load_recipe(path: Path) -> Recipe:
         )
     if recipe.training.real and recipe.training.codec in ("", "lossless"):
         raise RecipeError(f"{path} [training]: real needs a lossy codec")
+    if recipe.training.tint and (
+        recipe.training.colour != "rgb" or recipe.training.codec not in ("", "lossless")
+    ):
+        raise RecipeError(
+            f"{path} [training]: tint is for colour = 'rgb' without a lossy codec, not for "
+            f"colour = {recipe.training.colour!r} and codec = {recipe.training.codec!r}"
+        )
+    if not 0 <= recipe.training.decimate <= 1:
+        raise RecipeError(
+            f"{path} [training]: decimate must be from 0 to 1, not {recipe.training.decimate}"
+        )
     alone = recipe.downscaler.family == "none" or not recipe.training.downscaler_rate
     if recipe.training.ssim and not (recipe.training.real and alone):
         raise RecipeError(
