@@ -28,7 +28,8 @@ from carcodec.errors import (
     RecipeError,
     TrainingError,
 )
-from carcodec.training import loop
+from carcodec.networks import families
+from carcodec.training import loop, precision
 from carcodec.training.data import Patches, load_images, split
 from carcodec.training.export import checkpoint_networks, export
 from carcodec.training.optimiser import Muon
@@ -642,6 +643,50 @@ def test_tint_is_the_colour_error_that_a_blur_leaves() -> None:
     assert float(loop._tint(red)) == pytest.approx((10 / 255) ** 2 / 2, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("side", "family", "options"),
+    [
+        ("downscaler", "tad", {"width": 16, "blocks": 1}),
+        ("downscaler", "rrnet", {}),
+        ("downscaler", "tad-grey", {"width": 16, "blocks": 1, "stride": 2}),
+        ("upscaler", "tau", {"width": 16, "blocks": 1}),
+        ("upscaler", "edsr", {"width": 16, "blocks": 1}),
+        ("upscaler", "srnet", {}),
+    ],
+)
+def test_autocast_leaves_images_in_float32(
+    side: str, family: str, options: dict[str, object]
+) -> None:
+    scale = 1 if family == "tad-grey" else 2
+    torch.manual_seed(0)
+    network = families.build(side, family, scale, families.complete(side, family, options))
+    image = torch.rand(1, 3, 32, 32)
+
+    def coarse(x: torch.Tensor) -> float:
+        """The share of values that bfloat16 holds."""
+        return float((x.float() == x.bfloat16().float()).float().mean())
+
+    seen = []
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d) and min(module.weight.shape[:2]) > 12:
+            module.register_forward_hook(lambda *a: seen.append(a[2].dtype))
+    with torch.no_grad():
+        exact = network(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            before = network(image)
+            seen.clear()
+            precision.exact_images(network)
+            after = network(image)
+        assert set(seen) == {torch.bfloat16}  # features are as fast as they were
+        assert torch.equal(network(image), exact)  # without autocast nothing changes
+    assert after.dtype == torch.float32
+    assert (after - exact).abs().mean() <= (before - exact).abs().mean()
+    if family == "rrnet":  # which rounds LR itself
+        assert set((after * 255 - (after * 255).round()).abs().lt(1e-3).unique().tolist()) == {True}
+    else:
+        assert coarse(after) < 0.1
+
+
 def test_muons_update_is_orthogonal_and_sized_like_adams() -> None:
     weight = torch.nn.Parameter(torch.zeros(16, 4, 3, 3))
     optimiser = Muon([weight], lr=1.0)
@@ -658,7 +703,8 @@ TOGETHER = """
 import sys
 from pathlib import Path
 import torch
-from carcodec.training import loop
+from carcodec.networks import families
+from carcodec.training import loop, precision
 from carcodec.training.recipe import load_recipe
 from carcodec.training.world import join
 recipe, data, out = map(Path, sys.argv[1:])

@@ -22,7 +22,7 @@ from torch.nn import functional
 from carcodec import atomic, storage, zoo
 from carcodec.errors import MissingDependencyError, TrainingError
 from carcodec.networks import car, families, tad
-from carcodec.training import proxies
+from carcodec.training import precision, proxies
 from carcodec.training.data import Patches, load_images, split
 from carcodec.training.optimiser import build_optimisers
 from carcodec.training.recipe import Recipe
@@ -100,6 +100,7 @@ class _Trainer:
         self.networks = [n.to(device) for n in networks]
         for network in self.networks:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            precision.exact_images(network)
         self.downscaler, self.upscaler = self.networks
         train_files, held_out = split(folder)
         self.patches = Patches(
