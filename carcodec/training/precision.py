@@ -25,17 +25,19 @@ def exact_images(network: nn.Module) -> None:
     """
     for name, module in network.named_modules():
         if isinstance(module, (Luma, Reduction, Shortcut)):
-            module.forward = _in_float32(module.forward)  # type: ignore[method-assign]
+            features = False
         elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            reads = module.in_channels <= _PLANES
-            makes = module.out_channels <= _PLANES or name in _MAKERS
-            if reads or makes:
-                module.forward = _in_float32(module.forward, features=not makes)  # type: ignore[method-assign]
+            features = module.out_channels > _PLANES and name not in _MAKERS
+            if features and module.in_channels > _PLANES:
+                continue
+        else:
+            continue
+        module.forward = _in_float32(module.forward, features)
 
 
-def _in_float32(
-    forward: Callable[..., Tensor], features: bool = False
-) -> Callable[[Tensor], Tensor]:
+def _in_float32(forward: Callable[..., Tensor], features: bool) -> Callable[[Tensor], Tensor]:
+    """The layer in float32, what it gives in autocast's type if those are features."""
+
     def run(x: Tensor) -> Tensor:
         kind = x.device.type
         halved = torch.is_autocast_enabled(kind)
