@@ -98,22 +98,34 @@ def scores(path: Path, scale: int, pair: Pair, rates: bool) -> tuple[float, ...]
     return (*found, bits / (height * width), jpeg_bits(image, rgb) / (height * width))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(what: str, models: list[str]) -> argparse.ArgumentParser:
+    """Options of a command that runs models and checkpoints over folders."""
+    parser = argparse.ArgumentParser(description=what)
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--models", nargs="*", default=["car-x2", "car-x4"])
+    parser.add_argument("--models", nargs="*", default=models)
     parser.add_argument("--checkpoints", nargs="*", type=Path, default=[])
     parser.add_argument("--engine", default="onnxruntime")
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--no-rates", action="store_true", help="leave out the bpp columns")
-    arguments = parser.parse_args()
-    systems: dict[str, tuple[int, Pair]] = {
+    return parser
+
+
+def chosen(arguments: argparse.Namespace) -> dict[str, tuple[int, Pair]]:
+    """Name to scale and system, of what :func:`options` were given."""
+    systems = {
         name: installed(name, arguments.engine, arguments.threads) for name in arguments.models
     }
     for path in arguments.checkpoints:
         name, scale, pair = checkpoint(path)
         systems[name] = (scale, pair)
+    return systems
+
+
+def main() -> None:
+    parser = options(__doc__.splitlines()[0], ["car-x2", "car-x4"])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--no-rates", action="store_true", help="leave out the bpp columns")
+    arguments = parser.parse_args()
+    systems = chosen(arguments)
     keys = ["Y PSNR dB", "Y SSIM", "RGB PSNR dB"]
     keys += [] if arguments.no_rates else ["LR bpp", "JPEG bpp"]
     table = Table("model", "set", "photos", *(key.removesuffix(" dB") for key in keys))

@@ -12,12 +12,11 @@ result, enlarged three times.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from quality import Pair, checkpoint, installed
+from quality import chosen, options
 from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
@@ -34,23 +33,11 @@ def tints(image: np.ndarray, restored: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--models", nargs="*", default=["tad-x2-lossless", "car-x2"])
-    parser.add_argument("--checkpoints", nargs="*", type=Path, default=[])
-    parser.add_argument("--engine", default="onnxruntime")
-    parser.add_argument("--threads", type=int, default=0)
+    parser = options(__doc__.splitlines()[0], ["tad-x2-lossless", "car-x2"])
     parser.add_argument("--pictures", type=Path)
     arguments = parser.parse_args()
-    systems: list[tuple[str, Pair]] = [
-        (name, installed(name, arguments.engine, arguments.threads)[1])
-        for name in arguments.models or []
-    ]
-    for path in arguments.checkpoints:
-        name, _, pair = checkpoint(path)
-        systems.append((name, pair))
     table = Table("model", "set", "rms", "largest", f"% over {SEEN}", "worst photo", "there")
-    for name, pair in systems:
+    for name, (_, pair) in chosen(arguments).items():
         for folder in arguments.folders:
             rows: list[tuple[float, float, float]] = []
             worst, where, crop = -1.0, "", np.zeros((1, 1, 3), np.uint8)

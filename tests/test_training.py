@@ -562,6 +562,7 @@ def test_baselines_train_and_are_not_exported(tmp_path: Path, data: Path) -> Non
         ('name = "x"\nscale = 2\n[training]\ncolour = "lab"', "must be 'rgb' or 'y'"),
         ('name = "x"\nscale = 2\n[training]\ntint = 1.0\ncodec = "avif"', "codec = 'avif'"),
         ('name = "x"\nscale = 2\n[training]\ntint = 1.0\ncolour = "y"', "colour = 'y'"),
+        ('name = "x"\nscale = 2\n[training]\ntint = 1.0\npatch = 4', "patch = 4"),
         ('name = "x"\nscale = 2\n[training]\ndecimate = 1.5', "from 0 to 1, not 1.5"),
         ('name = "x"\nscale = 2\n[training]\ncolour = "y"', "car takes colour"),
     ],
@@ -703,8 +704,7 @@ TOGETHER = """
 import sys
 from pathlib import Path
 import torch
-from carcodec.networks import families
-from carcodec.training import loop, precision
+from carcodec.training import loop
 from carcodec.training.recipe import load_recipe
 from carcodec.training.world import join
 recipe, data, out = map(Path, sys.argv[1:])

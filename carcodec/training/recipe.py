@@ -40,8 +40,8 @@ class Schedule:
     back, and the proxy only its gradient and the bits; with a ``downscaler_rate`` of 0 as well, the
     upscaler learns alone. ``bounds`` weighs an L1 distance of LR from [0, 1]. ``lossless`` adds
     ``rate`` times the bits that lossless storage would take to the plain loss. ``tint`` weighs,
-    beside the MSE and without a lossy codec, errors of colour that remain over 8 x 8 pixels:
-    networks that hide detail in colour give it back as a tint in fine patterns.
+    without a lossy codec, squared errors of colour that remain over 8 x 8 pixels, 1 as ``mse``
+    does: networks that hide detail in colour give it back as a tint in fine patterns.
     ``decimate`` is the share of patches that are every second pixel of a photo, aliases and
     all, where such patterns abound. ``ssim`` weighs
     log(1 - SSIM) of luma beside the logarithm of the MSE, where the upscaler learns alone with the
@@ -146,6 +146,11 @@ def load_recipe(path: Path) -> Recipe:
         raise RecipeError(
             f"{path} [training]: tint is for colour = 'rgb' without a lossy codec, not for "
             f"colour = {recipe.training.colour!r} and codec = {recipe.training.codec!r}"
+        )
+    if recipe.training.tint and recipe.training.patch < 8:
+        raise RecipeError(
+            f"{path} [training]: tint is measured over 8 pixels a side, more than there are in "
+            f"patch = {recipe.training.patch}"
         )
     if not 0 <= recipe.training.decimate <= 1:
         raise RecipeError(
