@@ -197,8 +197,9 @@ def encode(
         header = encoded.header
         stored = storage.by_number(header.storage).name
         stored += " lossless" if header.lossless_lr else f" quality {header.quality}"
+        left = f" (1 of {photo.count} pictures in it)" if photo.count > 1 else ""
         return (
-            f"{header.width}×{header.height} {header.mode_name}, {header.model}, "
+            f"{header.width}×{header.height} {header.mode_name}{left}, {header.model}, "
             f"{stored}: {len(encoded.data):,} bytes, {encoded.bpp:.3f} bpp, "
             f"{seconds:.1f} s{scores}"
         )

@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from carcodec import atomic, codec, pixels
-from carcodec.errors import CarcodecError, ImageError, LimitError
+from carcodec.errors import CarcodecError, ImageError, LimitError, MissingDependencyError
 
 __all__ = [
     "PICTURES",
@@ -36,7 +36,15 @@ __all__ = [
 # what a folder is searched for
 PICTURES = {
     ".png", ".jpg", ".jpeg", ".jpe", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif",
-    ".ppm", ".pgm", ".pbm", ".jp2", ".j2k", ".tga",
+    ".ppm", ".pgm", ".pbm", ".jp2", ".j2k", ".tga", ".heic", ".heif", ".hif",
+}  # fmt: skip
+
+_HEIF = (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")  # brands
+
+# Many are TIFF, in which Pillow finds the camera's thumbnail and calls it the picture
+_RAW = {
+    ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".mrw", ".nef", ".nrw",
+    ".orf", ".pef", ".raf", ".rw2", ".srw", ".x3f",
 }  # fmt: skip
 
 
@@ -97,29 +105,36 @@ def read_bytes(source: str) -> bytes:
 
 
 def read_photo(source: str) -> pixels.Photo:
-    """Open a photo in any format Pillow reads; 16-bit colour PNG keeps its 16 bits.
+    """Open a photo in any format Pillow reads, or HEIC; 16-bit colour PNG keeps its 16 bits.
 
     Raises:
-        ImageError: not a picture, damaged, or of an unsupported mode.
+        ImageError: not a picture, damaged, of an unsupported mode, or a camera's raw data.
         LimitError: too many pixels.
+        MissingDependencyError: HEIC, without the heif extra.
     """
-    data = read_bytes(source)
     name = "standard input" if source == "-" else source
+    if Path(source).suffix.lower() in _RAW:
+        raise ImageError(f"{name} is a camera's raw data: develop it to TIFF, PNG or JPEG first")
+    data = read_bytes(source)
     if not data:
         raise ImageError(f"{name} is empty")
     try:
-        with _no_bomb_check(), Image.open(io.BytesIO(data)) as image:
+        with _no_bomb_check(), _opened(data, name) as image:
             if image.width * image.height > codec.MAX_PIXELS:
                 raise LimitError(
                     f"{name} has {image.width}×{image.height} pixels, more than "
                     f"{codec.MAX_PIXELS // 2**20} megapixels"
                 )
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            plain = pixels.from_image(image)
+            count = _count(image)
+            plain = dataclasses.replace(pixels.from_image(image), count=count)
             if not (image.format == "PNG" and data[24] == 16 and data[25] in (2, 6)):
                 return plain
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not a picture in a format that can be read") from error
+        raise ImageError(
+            f"{name} is not a picture in a format that can be read: "
+            "convert it to PNG, TIFF, JPEG or WebP first"
+        ) from error
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
     except (OSError, ValueError, SyntaxError, struct.error) as error:
@@ -130,7 +145,32 @@ def read_photo(source: str) -> pixels.Photo:
         exact = pixels.from_array(_upright(imagecodecs.png_decode(data), orientation))
     except Exception as error:
         raise ImageError(f"{name} cannot be read: {error}") from error
-    return dataclasses.replace(exact, icc=plain.icc, exif=plain.exif, xmp=plain.xmp)
+    return dataclasses.replace(plain, mode=exact.mode, colour=exact.colour, alpha=exact.alpha)
+
+
+def _opened(data: bytes, name: str) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        brands = data[8 : int.from_bytes(data[:4])]
+        if data[4:8] != b"ftyp" or not any(brand in brands for brand in _HEIF):
+            raise
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError as error:
+        raise MissingDependencyError(
+            f'{name} is HEIC: pip install "carcodec[heif]" reads it'
+        ) from error
+    # By itself: registered, it would change what every program's Image.open() does
+    image: Image.Image = HeifImageFile(io.BytesIO(data))  # type: ignore[no-untyped-call]
+    return image
+
+
+def _count(image: Image.Image) -> int:
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # the first may be whole where a later one is not
+        return 1
 
 
 def _upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:

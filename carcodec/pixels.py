@@ -30,6 +30,7 @@ class Photo:
             (mode ``1`` as 0 and 255).
         alpha: ``(H, W)`` uint8, present exactly where the mode has it; 255 is opaque.
         icc, exif, xmp: raw metadata, EXIF beginning with ``Exif\\0\\0`` and without orientation.
+        count: how many pictures its file holds; this is the main one, or the first.
     """
 
     mode: str
@@ -38,6 +39,7 @@ class Photo:
     icc: bytes | None = None
     exif: bytes | None = None
     xmp: bytes | None = None
+    count: int = 1
 
 
 def from_any(photo: Image.Image | NDArray[Any] | Photo) -> Photo:

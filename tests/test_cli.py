@@ -94,6 +94,60 @@ def test_metadata_reaches_the_decoded_file(folder: Path, photo: Image.Image) -> 
             assert bytes(found) == xmp, extension
 
 
+def test_heic_comes_in_upright_with_its_metadata(
+    folder: Path,
+    photo: Image.Image,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import pillow_heif
+
+    exif = Image.Exif()
+    exif[0x010F] = "Carcodec"
+    exif[0x0112] = 8  # becomes HEIF's own rotation
+    image = photo.copy()
+    image.info["icc_profile"] = b"profile"
+    heif = pillow_heif.from_pillow(image)
+    heif.add_from_pillow(photo.crop((0, 0, 32, 32)))
+    heif.save(folder / "h.HEIC", quality=95, chroma=444, exif=exif.tobytes(), save_all=True)
+    taken = files.read_photo(str(folder / "h.HEIC"))
+    upright = np.asarray(photo.rotate(90, expand=True))
+    assert np.abs(taken.colour.astype(int) - upright).mean() < 5
+    assert run("encode", folder / "h.HEIC", *FAST) == 0
+    assert "64×96 RGB (1 of 2 pictures in it)" in " ".join(error_of(capsys).split())
+    assert run("decode", folder / "h.carimg", "-o", folder / "h.jpg", "-q") == 0
+    with Image.open(folder / "h.jpg") as back:
+        assert back.size == (64, 96)
+        assert back.getexif()[0x010F] == "Carcodec"
+        assert 0x0112 not in back.getexif()
+        assert back.info["icc_profile"] == b"profile"
+
+    (folder / "cut.heic").write_bytes((folder / "h.HEIC").read_bytes()[:900])
+    assert run("encode", folder / "cut.heic", *FAST) == 1
+    assert "cut.heic" in error_of(capsys)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert run("encode", folder, "-o", folder / "out", *FAST) == 1
+    assert 'pip install "carcodec[heif]"' in " ".join(error_of(capsys).split())
+    assert (folder / "out" / "a.carimg").exists()
+
+
+def test_more_pictures_than_one_in_a_file_are_counted(
+    folder: Path, photo: Image.Image, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo.save(folder / "a.gif", save_all=True, append_images=[photo.rotate(180)])
+    assert run("encode", folder / "a.gif", "-o", folder / "gif.carimg", *FAST) == 0
+    assert "RGB (1 of 2 pictures in it)" in " ".join(error_of(capsys).split())
+
+
+def test_the_thumbnail_in_raw_data_is_not_taken_for_the_photo(
+    folder: Path, photo: Image.Image, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo.save(folder / "a.tif")
+    (folder / "a.tif").rename(folder / "raw.NEF")
+    assert run("encode", folder / "raw.NEF", *FAST) == 1
+    assert "develop it" in error_of(capsys)
+
+
 def test_sixteen_bit_png_stays_sixteen_bit(folder: Path, photo: Image.Image) -> None:
     import imagecodecs
 
