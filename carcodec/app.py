@@ -56,6 +56,9 @@ Output = Annotated[
     typer.Option("-o", "--output", help="File or folder; - is standard output. [beside the input]"),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
+Skip = Annotated[
+    bool, typer.Option("--skip-existing", help="Leave out what has been written already.")
+]
 Engine = Annotated[
     str,
     typer.Option(
@@ -142,6 +145,7 @@ def encode(
     threads: Threads = 0,
     check: Annotated[bool, typer.Option("--check", help="Decode again, report PSNR/SSIM.")] = False,
     overwrite: Overwrite = False,
+    skip_existing: Skip = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -204,7 +208,9 @@ def encode(
             f"{seconds:.1f} s{scores}"
         )
 
-    _each(inputs, files.PICTURES, output, ".carimg", overwrite, quiet, "Encoding", one)
+    _each(
+        inputs, files.PICTURES, output, ".carimg", overwrite, skip_existing, quiet, "Encoding", one
+    )
 
 
 @app.command()
@@ -217,6 +223,7 @@ def decode(
     engine: Engine = "auto",
     threads: Threads = 0,
     overwrite: Overwrite = False,
+    skip_existing: Skip = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -232,7 +239,7 @@ def decode(
         height, width = photo.colour.shape[:2]
         return f"{width}×{height} {photo.mode}, {time.perf_counter() - start:.1f} s"
 
-    _each(inputs, {".carimg"}, output, suffix, overwrite, quiet, "Decoding", one)
+    _each(inputs, {".carimg"}, output, suffix, overwrite, skip_existing, quiet, "Decoding", one)
 
 
 @app.command()
@@ -241,6 +248,7 @@ def thumbnail(
     output: Output = None,
     size: Annotated[int, typer.Option(min=0, help="Longest side in pixels; 0 as stored.")] = 0,
     overwrite: Overwrite = False,
+    skip_existing: Skip = False,
     quiet: Quiet = False,
 ) -> None:
     """Write the stored small image; no model is needed and no network runs.
@@ -269,7 +277,9 @@ def thumbnail(
         files.write_bytes(target, written, overwrite)
         return f"{image.width}×{image.height}"
 
-    _each(inputs, {".carimg"}, output, ".thumb.png", overwrite, quiet, "Reading", one)
+    _each(
+        inputs, {".carimg"}, output, ".thumb.png", overwrite, skip_existing, quiet, "Reading", one
+    )
 
 
 @app.command()
@@ -790,11 +800,14 @@ def _each(
     output: str | None,
     suffix: str,
     overwrite: bool,
+    skip: bool,
     quiet: bool,
     verb: str,
     one: Callable[[str, str, Callable[[float], None]], str],
 ) -> None:
     """Run ``one`` over every input; a failure is reported and the rest goes on."""
+    if overwrite and skip:
+        raise typer.BadParameter("--overwrite and --skip-existing exclude each other")
     found = files.inputs(given, suffixes)
     folder = any(g != "-" and Path(g).is_dir() for g in given)
     many = len(found) > 1 or folder
@@ -802,7 +815,8 @@ def _each(
         raise typer.BadParameter("several inputs cannot go to one standard output")
     if many and output is not None and Path(output).is_file():
         raise typer.BadParameter(f"several inputs need a folder, {output} is a file")
-    failures = 0
+    done = kept = failures = taken = written = 0
+    start = time.perf_counter()
     targets = [files.output_path(s, r, output, many, suffix) for s, r in found]
     first = {target: at for at, target in reversed(list(enumerate(targets)))}
     stopped = threading.Event()
@@ -814,6 +828,8 @@ def _each(
             if first[target] != at:
                 raise files.OutputError(f"{source}: {target} is that of another input of that name")
             if target != source:  # else what is wrong with the input comes first
+                if skip and Path(target).is_file():
+                    return ""
                 files.check_output(target, overwrite)
             task = bar.add_task(source, total=1.0)
 
@@ -838,15 +854,32 @@ def _each(
                     failures += 1
                     _complain(error)
                 else:
-                    if not quiet:
+                    done, kept = done + bool(summary), kept + (not summary)
+                    if summary and many:
+                        taken, written = taken + _size(source), written + _size(target)
+                    if summary and not quiet:
                         bar.console.print(f"{source} → {target}  {summary}", markup=False)
                 if whole is not None:
                     bar.advance(whole)
         finally:  # an interruption ends what runs at its next tile
             stopped.set()
             pool.shutdown(cancel_futures=True)
+    if many and not quiet:
+        counts = [f"{done:,} done"]
+        rest = ((kept, "there already"), (failures, "failed"))
+        counts += [f"{n:,} {what}" for n, what in rest if n]
+        minutes, seconds = divmod(round(time.perf_counter() - start), 60)
+        size = f"{taken / 1e6:,.1f} MB → {written / 1e6:,.1f} MB"
+        screen.print(f"{', '.join(counts)}; {size}, {minutes}:{seconds:02} minutes")
     if failures:
         raise typer.Exit(1)
+
+
+def _size(name: str) -> int:
+    try:
+        return Path(name).stat().st_size
+    except OSError:  # standard input, or gone since
+        return 0
 
 
 @contextmanager

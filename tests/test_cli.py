@@ -220,6 +220,29 @@ def test_folders_keep_their_shape(folder: Path, tmp_path: Path) -> None:
             assert max(image.size) == 16
 
 
+def test_a_folder_begun_is_gone_on_with(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run("encode", folder, "-o", out, *FAST) == 0
+    assert "2 done; 0.0 MB → 0.0 MB" in error_of(capsys)
+    (out / "sub" / "b.carimg").unlink()
+    (folder / "broken.png").write_bytes(b"")
+    before = (out / "a.carimg").stat()
+    assert run("encode", folder, "-o", out, *FAST, "--skip-existing") == 1
+    said = error_of(capsys)
+    assert "1 done, 1 there already, 1 failed" in said
+    assert "a.png" not in said
+    assert (out / "sub" / "b.carimg").exists()
+    assert (out / "a.carimg").stat().st_mtime_ns == before.st_mtime_ns
+    assert run("encode", folder, "-o", out, *FAST, "-q", "--skip-existing", "--overwrite") == 2
+    assert "exclude each other" in " ".join(error_of(capsys).split())
+    for back in (1, 2):  # nothing to do is no failure
+        command = "decode", out, "-o", tmp_path / "back", "--skip-existing"
+        assert run(*command) == 0
+        assert ("2 done" if back == 1 else "0 done, 2 there already") in error_of(capsys)
+
+
 @pytest.mark.parametrize("name", ["png", "jpegxl", "jpeg2000", "avif", "webp"])
 def test_the_small_image_comes_out_as_it_was_stored(
     name: str, folder: Path, tmp_path: Path
@@ -501,7 +524,8 @@ def test_many_photos_come_out_in_order_whatever_fails(
     lines = [line.split(" → ")[0] for line in error_of(capsys).splitlines()]
     assert [Path(line.split(":")[0]).stem for line in lines if " " not in line] == list("adef")
     assert lines[1].startswith(f"carcodec: {given[1]}")
-    assert "is that of another input of that name" in lines[-1]
+    assert "is that of another input of that name" in lines[-2]
+    assert lines[-1].startswith("4 done, 2 failed; ")
     assert sorted(p.name for p in out.iterdir()) == [f"{n}.carimg" for n in "adef"]
     alone = codec.encode(Image.open(given[0]), model="tiny-x2", engine="onnxruntime")
     assert run("encode", given[0], "-o", folder / "x.carimg", *FAST, "--lossless") == 0
