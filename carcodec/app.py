@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 from PIL import Image
+from rich import filesize
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import (
@@ -869,7 +870,7 @@ def _each(
         rest = ((kept, "there already"), (failures, "failed"))
         counts += [f"{n:,} {what}" for n, what in rest if n]
         minutes, seconds = divmod(round(time.perf_counter() - start), 60)
-        size = f"{taken / 1e6:,.1f} MB → {written / 1e6:,.1f} MB"
+        size = f"{filesize.decimal(taken)} → {filesize.decimal(written)}"
         screen.print(f"{', '.join(counts)}; {size}, {minutes}:{seconds:02} minutes")
     if failures:
         raise typer.Exit(1)
