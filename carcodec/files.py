@@ -65,7 +65,13 @@ def inputs(given: list[str], suffixes: set[str]) -> list[tuple[str, Path]]:
     for name in given:
         path = Path(name)
         if name != "-" and path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes)
+            inside = sorted(
+                p
+                for p in path.rglob("*")
+                if p.suffix.lower() in suffixes
+                and not p.name.startswith("._")  # what macOS leaves beside files on other disks
+                and not p.is_dir()
+            )
             if not inside:
                 raise ImageError(
                     f"{path} holds no {'photos' if len(suffixes) > 1 else '.carimg files'}"

@@ -207,6 +207,8 @@ def test_sixteen_bit_png_is_turned_upright_and_keeps_its_metadata(
 
 def test_folders_keep_their_shape(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
+    (folder / "._a.png").write_bytes(b"\0\5\x16\7")
+    (folder / "album.jpg").mkdir()
     assert run("encode", folder, "-o", out, *FAST, "-q") == 0
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.carimg")) == [
         "a.carimg", "sub/b.carimg",
