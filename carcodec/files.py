@@ -9,7 +9,7 @@ import os
 import struct
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ __all__ = [
     "output_path",
     "read_bytes",
     "read_photo",
+    "within",
     "write_bytes",
 ]
 
@@ -65,13 +66,7 @@ def inputs(given: list[str], suffixes: set[str]) -> list[tuple[str, Path]]:
     for name in given:
         path = Path(name)
         if name != "-" and path.is_dir():
-            inside = sorted(
-                p
-                for p in path.rglob("*")
-                if p.suffix.lower() in suffixes
-                and not p.name.startswith("._")  # what macOS leaves beside files on other disks
-                and not p.is_dir()
-            )
+            inside = within(path, suffixes)
             if not inside:
                 raise ImageError(
                     f"{path} holds no {'photos' if len(suffixes) > 1 else '.carimg files'}"
@@ -80,6 +75,17 @@ def inputs(given: list[str], suffixes: set[str]) -> list[tuple[str, Path]]:
         else:
             found.append((name, Path(path.name)))
     return found
+
+
+def within(folder: Path, suffixes: Container[str]) -> list[Path]:
+    """Files anywhere under a folder that have one of the suffixes, sorted."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in suffixes
+        and not path.name.startswith("._")  # what macOS leaves beside files on other disks
+        and not path.is_dir()
+    )
 
 
 def output_path(source: str, relative: Path, output: str | None, many: bool, suffix: str) -> str:

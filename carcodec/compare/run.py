@@ -191,9 +191,7 @@ def paths(
         if not one.is_dir():
             listed.append((one, Path(one.name)))
             continue
-        inside = sorted(
-            p for p in one.rglob("*") if p.suffix.lower() in files.PICTURES and p.is_file()
-        )
+        inside = files.within(one, files.PICTURES)
         if not inside:
             error = ImageError(f"the folder {one} holds no pictures")
             if complain is None:
