@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -250,6 +251,21 @@ def test_files_of_every_shipped_version_still_decode(
     floors = {1: 27.0, 2: 23.0, 3: 21.0, 4: 20.0, 8: 19.0, 16: 17.5, 32: 16.0, 64: 13.5, 128: 12.0}
     floor = floors[card.scale] - card.fixed
     assert peak_signal(restored, taipei.crop((380, 380, 461, 443))) > floor
+
+
+def test_a_version_with_a_successor_decodes_without_its_downscaler(
+    photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = carcodec.encode(photo, model="tiny-x2")
+    restored = carcodec.decode_array(encoded.data)
+    folder = shutil.copytree(GOLDEN.parent / "models" / "tiny-x2-v1", tmp_path / "tiny-x2-v1")
+    (folder / "downscaler.onnx").unlink()
+    monkeypatch.setenv(zoo.MODELS_VARIABLE, str(tmp_path))
+    codec._NETWORKS.clear()
+    assert np.array_equal(carcodec.decode_array(encoded.data), restored)
+    with pytest.raises(ModelNotFoundError, match="it decodes; encode with the newest"):
+        carcodec.encode(photo, model="tiny-x2")
+    codec._NETWORKS.clear()
 
 
 def test_golden_files_cover_every_storage_and_mode() -> None:

@@ -129,6 +129,11 @@ class ModelCard:
         try:
             data = path.read_bytes()
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and side is self.downscaler:
+                raise ModelNotFoundError(
+                    f"{self.name} version {self.version} is there without its downscaler, as a "
+                    "version that has a successor is: it decodes; encode with the newest"
+                ) from error
             raise ModelNotFoundError(
                 f"the weights of {self.name} version {self.version} cannot be read from {path}: "
                 f"{error.strerror}"
