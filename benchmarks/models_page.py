@@ -67,13 +67,14 @@ parameters for luma, trained on one interpolation each. `carcodec evaluate EVAL/
 
 Where LR is stored exactly, TAD and RRNet, whose LR is the free result of convolutions, keep far
 more than CAR, whose LR pixels are averages of the photo's: with as many parameters and half the
-training tad-x2 is 3 dB above car-x2 on Set5 for 3 % more bits. Its guide term keeps LR close to
-bicubic; RRNet has none, its LR shows coloured fringes at close sight, and costs more bits for the
-same PSNR. Where a pattern repeats every two pixels or so, both can give colours back wrong: from rrnet-x2
-a patch of kodim19's fence comes back pink and green. rrnet-x3, rrnet-x4, tad-x2 and tad-x2-lossless
-have been trained against it (below); rrnet-x2, tad-recursive-x2 and tad-x4 have not. Through a lossy codec nothing
-of all this is left: a TAD trained through AVIF for ten minutes was 3 to 7 % of the bits behind
-car-x2-avif. For the same reason they store a grey photo's LR in three planes.
+training tad-x2 version 1 is 3 dB above car-x2 on Set5 for 3 % more bits. Its guide term keeps LR
+close to bicubic; RRNet has none, its LR shows coloured fringes at close sight, and costs more bits
+for the same PSNR. Where a pattern repeats every two pixels or so, both can give colours back wrong:
+from rrnet-x2 a patch of kodim19's fence comes back pink and green. rrnet-x3, rrnet-x4, tad-x2 and
+tad-x2-lossless have been trained against it (below); rrnet-x2, tad-recursive-x2 and tad-x4 have
+not. Through a lossy codec nothing of all this is left: a TAD trained through AVIF for ten minutes
+was 3 to 7 % of the bits behind car-x2-avif. For the same reason they store a grey photo's LR in
+three planes.
 
 Version 2 of rrnet-x2, rrnet-x3, rrnet-x4, tad-recursive-x2 and tad-x4 is version 1 trained on, for
 88, 75, 42, 108 and 27 minutes of one core. On Kodak, in Y, rrnet-x2 gains 1.5 dB and rrnet-x3 and
@@ -100,7 +101,7 @@ only where they or their scales are asked for. Y PSNR on Kodak, and bicubic's:
 At ×128 nothing is gained any more: in RGB it is 0.1 dB below bicubic.
 
 tad-x2-lossless is tad-x2 trained on for what a bit of LR buys: MSE and the bits that lossless
-storage takes (`codec = "lossless"`). From a fifth fewer bits than tad-x2 it restores 0.2 dB more on
+storage takes (`codec = "lossless"`). From a fifth fewer bits than version 1 of that it restores 0.2 dB more on
 Kodak, where a JPEG of the same PSNR has the same size. It is what `--lossless` takes at ×2. With
 little more than half the weight on bits, 46 minutes on, it had 37.65 dB at 2.33 bpp, where a JPEG
 has 2.24, and was not kept. Version 2 is version 1 trained on for 43 minutes against tints
