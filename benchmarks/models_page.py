@@ -100,16 +100,16 @@ only where they or their scales are asked for. Y PSNR on Kodak, and bicubic's:
 
 At ×128 nothing is gained any more: in RGB it is 0.1 dB below bicubic.
 
-tad-x2-lossless is tad-x2 trained on for what a bit of LR buys: MSE and the bits that lossless
-storage takes (`codec = "lossless"`). From a fifth fewer bits than version 1 of that it restores 0.2 dB more on
+tad-x2-lossless is tad-x2 version 1 trained on for what a bit of LR buys: MSE and the bits that
+lossless storage takes (`codec = "lossless"`). From a fifth fewer bits it restores 0.2 dB more on
 Kodak, where a JPEG of the same PSNR has the same size. It is what `--lossless` takes at ×2. With
 little more than half the weight on bits, 46 minutes on, it had 37.65 dB at 2.33 bpp, where a JPEG
-has 2.24, and was not kept. Version 2 is version 1 trained on for 43 minutes against tints
-(`tint = 20.0`, and `decimate = 0.1`: a tenth of the patches are every second pixel of a photo). The
-share of Kodak's pixels around which R − G or B − G, averaged over 8×8 pixels, is off by more than 4
-levels falls from 1.12 to 0.15 %, a photo's largest such error from 12 to 7 levels in the mean
-(`python benchmarks/tints.py EVAL/Kodak --engine openvino:fp32`); that costs 0.1 dB (RGB) and 1 % of
-the bits.
+has 2.24, and was not kept. Version 2 is version 1 trained on for 43 minutes against tints (`tint =
+20.0`, and `decimate = 0.1`: a tenth of the patches are every second pixel of a photo). The share of
+Kodak's pixels around which R − G or B − G, averaged over 8×8 pixels, is off by more than 4 levels
+falls from 1.12 to 0.15 %, a photo's largest such error from 12 to 7 levels in the mean (`python
+benchmarks/tints.py EVAL/Kodak --engine openvino:fp32`); that costs 0.1 dB (RGB) and 1 % of the
+bits.
 
 rsrnet-x3 is RSRNet as published, on luma; colour goes through it plane by plane. It has had an
 hour of one core, and is 1.2 dB short of the paper on Set5 (`carcodec evaluate EVAL/Set5 --table
