@@ -59,8 +59,8 @@ At these sizes (0.3 M parameters a side) longer training of the models for JPEG 
 55 minutes for each upscaler, on photos that JPEG 2000 had stored whole instead of patches, took
 0.5 and 0.4 % off the bits in PSNR on the same photos; version 2 goes on from there.
 
-car-x3 started from the features of car-x2. Version 2 is version 1 trained on for 48 minutes: 0.16 dB
-(Y, Set5 and Kodak) from the same bits.
+car-x3 started from the features of car-x2. Version 2 is version 1 trained on for 48 minutes:
+0.16 dB (Y, Set5 and Kodak) from the same bits.
 
 srcnn-nearest-x3, -bilinear-x3 and -bicubic-x3 are RSRNet's table 1: an upscaler of 8,129
 parameters for luma, trained on one interpolation each. `carcodec evaluate EVAL/Set5 --table
