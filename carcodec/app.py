@@ -816,7 +816,7 @@ def _each(
         raise typer.BadParameter("several inputs cannot go to one standard output")
     if many and output is not None and Path(output).is_file():
         raise typer.BadParameter(f"several inputs need a folder, {output} is a file")
-    done = kept = failures = taken = written = 0
+    kept = failures = taken = written = 0
     start = time.perf_counter()
     targets = [files.output_path(s, r, output, many, suffix) for s, r in found]
     first = {target: at for at, target in reversed(list(enumerate(targets)))}
@@ -855,9 +855,10 @@ def _each(
                     failures += 1
                     _complain(error)
                 else:
-                    done, kept = done + bool(summary), kept + (not summary)
-                    if summary and many:
+                    if summary:
                         taken, written = taken + _size(source), written + _size(target)
+                    else:
+                        kept += 1
                     if summary and not quiet:
                         bar.console.print(f"{source} → {target}  {summary}", markup=False)
                 if whole is not None:
@@ -866,7 +867,7 @@ def _each(
             stopped.set()
             pool.shutdown(cancel_futures=True)
     if many and not quiet:
-        counts = [f"{done:,} done"]
+        counts = [f"{len(found) - kept - failures:,} done"]
         rest = ((kept, "there already"), (failures, "failed"))
         counts += [f"{n:,} {what}" for n, what in rest if n]
         minutes, seconds = divmod(round(time.perf_counter() - start), 60)

@@ -138,8 +138,8 @@ def read_photo(source: str) -> pixels.Photo:
                     f"{codec.MAX_PIXELS // 2**20} megapixels"
                 )
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            count = _count(image)
-            plain = dataclasses.replace(pixels.from_image(image), count=count)
+            plain = pixels.from_image(image)  # first: counting seeks, and may end at a broken one
+            plain = dataclasses.replace(plain, count=_count(image))
             if not (image.format == "PNG" and data[24] == 16 and data[25] in (2, 6)):
                 return plain
     except UnidentifiedImageError as error:
