@@ -443,6 +443,58 @@ def test_resuming_continues_the_same_run(tmp_path: Path, data: Path) -> None:
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("optimiser", ["muon", "adam"])
+def test_dead_features_start_again_where_the_network_is(
+    optimiser: str, tmp_path: Path, data: Path
+) -> None:
+    path = recipe(tmp_path, cell=1, optimiser=optimiser)
+    path.write_text(path.read_text() + "revive = 4\n")
+    trainer = loop._Trainer(load_recipe(path), data, torch.device("cpu"))
+    assert trainer.reviver is not None
+    (name, block), *_ = trainer.reviver.blocks.items()
+    for weights in (trainer.upscaler.state_dict(), trainer.average):
+        for key, value in weights.items():
+            if key.endswith(f"{name}.first.bias"):
+                value[:5] = -9.0
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            trainer.minutes += 0.01
+            trainer.update(1.0)
+
+    steps(3)
+    assert block.first.bias is not None
+    assert trainer.revived == 0 and float(block.first.bias[:5].detach().max()) < -8
+    trainer.save(tmp_path / "checkpoint.pt")
+    again = loop._Trainer(load_recipe(path), data, torch.device("cpu"))
+    again.restore(tmp_path / "checkpoint.pt")  # what was seen so far is not forgotten
+    assert again.reviver is not None
+    for key, most in trainer.reviver.most.items():
+        assert torch.equal(again.reviver.most[key], most)
+    with torch.no_grad():
+        before = trainer.upscaler(image)
+    averages = {k.removeprefix("upscaler."): v for k, v in trainer.average.items()}
+    assert trainer.reviver.revive(averages, trainer.optimisers, seed=3) == 5
+    with torch.no_grad():  # what it computes is the same
+        assert torch.allclose(trainer.upscaler(image), before, atol=1e-5)
+    for weights in (trainer.upscaler.state_dict(), averages):
+        assert weights[f"{name}.second.weight"][:, :5].abs().max() == 0
+        assert weights[f"{name}.second.weight"][:, 5:].abs().min() > 0
+    for optimiser_ in trainer.optimisers:
+        for p, axis in ((block.first.weight, 0), (block.second.weight, 1)):
+            for value in optimiser_.state.get(p, {}).values():
+                if value.shape == p.shape:
+                    assert value.movedim(axis, 0)[:5].abs().max() == 0
+    steps(3)
+    assert (trainer.reviver.most[name][:5] > 0).all()  # and they learn
+    assert block.second.weight[:, :5].abs().max() > 0
+    revived, trainer.minutes = trainer.revived, 0.9  # from here on, none is given a new start
+    trainer.upscaler.get_parameter(f"{name}.first.bias").data[:5] = -9.0
+    steps(9)
+    assert trainer.revived == revived
+
+
 def test_train_leaves_a_checkpoint_and_a_log(tmp_path: Path, data: Path) -> None:
     loaded = load_recipe(recipe(tmp_path))
     heard: list[loop.Progress] = []
@@ -558,6 +610,7 @@ def test_baselines_train_and_are_not_exported(tmp_path: Path, data: Path) -> Non
             'codec = "avif"\nreal = true\nssim = 1.0\nssim_scales = 3',
             "11 pixels of the patch at the smallest size, not 8",
         ),
+        ('name = "x"\nscale = 2\n[training]\nrevive = -1', "revive must be 0 or more, not -1"),
         ('name = "x"\nscale = 2\n[training]\nssim_scales = 0', "ssim_scales must be at least 1"),
         ('name = "x"\nscale = 2\n[training]\ncolour = "lab"', "must be 'rgb' or 'y'"),
         ('name = "x"\nscale = 2\n[training]\ntint = 1.0\ncodec = "avif"', "codec = 'avif'"),

@@ -26,6 +26,7 @@ from carcodec.training import precision, proxies
 from carcodec.training.data import Patches, load_images, split
 from carcodec.training.optimiser import build_optimisers
 from carcodec.training.recipe import Recipe
+from carcodec.training.revive import Reviver
 from carcodec.training.sheet import sheet
 from carcodec.training.world import World, join
 
@@ -119,6 +120,7 @@ class _Trainer:
             self.precision = torch.float16
         # gradients of half precision underflow unless the loss is scaled up
         self.scaler = torch.amp.GradScaler(device.type, enabled=schedule.fp16)
+        self.reviver = Reviver(self.upscaler) if schedule.revive else None
         if schedule.compile:
             self.upscaler.compile()
             if isinstance(self.downscaler, car.ResamplerNet):  # training asks it for more than LR
@@ -126,6 +128,7 @@ class _Trainer:
             else:
                 self.downscaler.compile()
         self.step = 0
+        self.revived = 0  # features, so far
         self.minutes = 0.0
         self.spent = 0.0  # share of the budget
         self.shown: list[tuple[Any, Any, Any]] = []  # of the last validation, for the sheet
@@ -308,6 +311,11 @@ class _Trainer:
             torch._foreach_lerp_(
                 [self.average[k] for k in current], list(current.values()), 1 - decay
             )
+        if self.reviver and self.step % self.schedule.revive == 0 and spent < 2 / 3:
+            part = "upscaler."
+            own = {k.removeprefix(part): v for k, v in self.average.items() if k.startswith(part)}
+            seed = self.schedule.seed + self.step
+            self.revived += self.reviver.revive(own, self.optimisers, seed, self.world)
         return shared, rate
 
     def validate(self) -> float:
@@ -352,6 +360,7 @@ class _Trainer:
             "step": self.step,
             "minutes": self.minutes,
             "random": self.patches.random.bit_generator.state,
+            "most": self.reviver.most if self.reviver else {},
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -394,6 +403,9 @@ class _Trainer:
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.step, self.minutes = state["step"], state["minutes"]
+        if self.reviver:
+            saved_most = state.get("most", {})
+            self.reviver.most |= {k: v.to(self.device) for k, v in saved_most.items()}
         self.scaler.load_state_dict(state.get("scaler", {}) or self.scaler.state_dict())
         if self.world.first:
             self.patches.random.bit_generator.state = state["random"]

@@ -45,7 +45,9 @@ class Schedule:
     ``decimate`` is the share of patches that are every second pixel of a photo, aliases and
     all, where such patterns abound. ``ssim`` weighs
     log(1 - SSIM) of luma beside the logarithm of the MSE, where the upscaler learns alone with the
-    real codec; it is the mean over ``ssim_scales`` sizes, each half the one before. ``bf16``
+    real codec; it is the mean over ``ssim_scales`` sizes, each half the one before. ``revive`` is
+    after how many steps features that were never positive start again (:mod:`.revive`), through
+    the first two thirds of the training; 0 is never. ``bf16``
     computes in bfloat16 where the device does that in hardware, ``fp16`` in half precision with a
     scaled loss, for GPUs without bfloat16. ``compile`` has torch.compile fuse the networks, which
     takes a minute to begin with and pays on a GPU.
@@ -77,6 +79,7 @@ class Schedule:
     decimate: float = 0.0
     ssim: float = 0.0
     ssim_scales: int = 2
+    revive: int = 0
     bf16: bool = True
     fp16: bool = False
     compile: bool = False
@@ -161,6 +164,10 @@ def load_recipe(path: Path) -> Recipe:
         raise RecipeError(
             f"{path} [training]: ssim is for upscalers that learn alone: real = true, and "
             "downscaler_rate = 0 or scale 1"
+        )
+    if recipe.training.revive < 0:
+        raise RecipeError(
+            f"{path} [training]: revive must be 0 or more, not {recipe.training.revive}"
         )
     if recipe.training.ssim_scales < 1:
         raise RecipeError(f"{path} [training]: ssim_scales must be at least 1")
