@@ -452,10 +452,8 @@ def test_dead_features_start_again_where_the_network_is(
     trainer = loop._Trainer(load_recipe(path), data, torch.device("cpu"))
     assert trainer.reviver is not None
     (name, block), *_ = trainer.reviver.blocks.items()
-    for weights in (trainer.upscaler.state_dict(), trainer.average):
-        for key, value in weights.items():
-            if key.endswith(f"{name}.first.bias"):
-                value[:5] = -9.0
+    for weights in (trainer._weights(), trainer.average):
+        weights[f"{name}.first.bias"][:5] = -9.0
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
     def steps(count: int) -> None:
@@ -474,11 +472,10 @@ def test_dead_features_start_again_where_the_network_is(
         assert torch.equal(again.reviver.most[key], most)
     with torch.no_grad():
         before = trainer.upscaler(image)
-    averages = {k.removeprefix("upscaler."): v for k, v in trainer.average.items()}
-    assert trainer.reviver.revive(averages, trainer.optimisers, seed=3) == 5
+    assert trainer.reviver.revive(trainer.average, trainer.optimisers, seed=3) == 5
     with torch.no_grad():  # what it computes is the same
         assert torch.allclose(trainer.upscaler(image), before, atol=1e-5)
-    for weights in (trainer.upscaler.state_dict(), averages):
+    for weights in (trainer._weights(), trainer.average):
         assert weights[f"{name}.second.weight"][:, :5].abs().max() == 0
         assert weights[f"{name}.second.weight"][:, 5:].abs().min() > 0
     for optimiser_ in trainer.optimisers:
@@ -490,7 +487,7 @@ def test_dead_features_start_again_where_the_network_is(
     assert (trainer.reviver.most[name][:5] > 0).all()  # and they learn
     assert block.second.weight[:, :5].abs().max() > 0
     revived, trainer.minutes = trainer.revived, 0.9  # from here on, none is given a new start
-    trainer.upscaler.get_parameter(f"{name}.first.bias").data[:5] = -9.0
+    block.first.bias.data[:5] = -9.0
     steps(9)
     assert trainer.revived == revived
 

@@ -120,7 +120,8 @@ class _Trainer:
             self.precision = torch.float16
         # gradients of half precision underflow unless the loss is scaled up
         self.scaler = torch.amp.GradScaler(device.type, enabled=schedule.fp16)
-        self.reviver = Reviver(self.upscaler) if schedule.revive else None
+        both = {"downscaler": self.downscaler, "upscaler": self.upscaler}
+        self.reviver = Reviver(both) if schedule.revive else None
         if schedule.compile:
             self.upscaler.compile()
             if isinstance(self.downscaler, car.ResamplerNet):  # training asks it for more than LR
@@ -312,10 +313,8 @@ class _Trainer:
                 [self.average[k] for k in current], list(current.values()), 1 - decay
             )
         if self.reviver and self.step % self.schedule.revive == 0 and spent < 2 / 3:
-            part = "upscaler."
-            own = {k.removeprefix(part): v for k, v in self.average.items() if k.startswith(part)}
             seed = self.schedule.seed + self.step
-            self.revived += self.reviver.revive(own, self.optimisers, seed, self.world)
+            self.revived += self.reviver.revive(self.average, self.optimisers, seed, self.world)
         return shared, rate
 
     def validate(self) -> float:

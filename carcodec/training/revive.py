@@ -22,22 +22,27 @@ __all__ = ["Reviver"]
 
 
 class Reviver:
-    """Watches the ReLUs of a network's residual blocks while it trains.
+    """Watches the ReLUs of networks' residual blocks while they train.
+
+    Args:
+        networks: by the name that the names of their weights begin with.
 
     Attributes:
         most: for each such block, what each feature was at most since the last search.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
         self.blocks: dict[str, ResidualBlock] = {}
         self.most: dict[str, Tensor] = {}
         self.seen: dict[str, Tensor] = {}
-        for name, block in network.named_modules():
-            if isinstance(block, ResidualBlock) and isinstance(block.activation, nn.ReLU):
-                self.blocks[name] = block
-                weight = block.first.weight
-                self.most[name] = weight.new_full((len(weight),), -torch.inf)
-                block.first.register_forward_hook(self._watch(name))
+        for side, network in networks.items():
+            for part, block in network.named_modules():
+                if isinstance(block, ResidualBlock) and isinstance(block.activation, nn.ReLU):
+                    name = f"{side}.{part}"
+                    self.blocks[name] = block
+                    weight = block.first.weight.detach()
+                    self.most[name] = weight.new_full((len(weight),), -torch.inf)
+                    block.first.register_forward_hook(self._watch(name))
 
     def _watch(self, name: str) -> Any:
         def hook(layer: nn.Module, given: tuple[Tensor], found: Tensor) -> None:
@@ -58,7 +63,7 @@ class Reviver:
         """Start again what was never positive since the last call; returns how many features.
 
         Args:
-            average: the network's averaged weights, by name, changed likewise.
+            average: the averaged weights, by name, changed likewise.
             optimisers: their state of these weights is cleared.
             seed: of the drawn weights: the same in every process of ``world``.
         """
