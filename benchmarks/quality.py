@@ -104,7 +104,7 @@ def options(what: str, models: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--models", nargs="*", default=models)
     parser.add_argument("--checkpoints", nargs="*", type=Path, default=[])
-    parser.add_argument("--engine", default="onnxruntime")
+    parser.add_argument("--engine", default="onnxruntime:fp32")
     parser.add_argument("--threads", type=int, default=0)
     return parser
 

@@ -769,6 +769,39 @@ def export_command(
     screen.print(f"{card}", markup=False)
 
 
+@app.command("quantise")
+def quantise_command(
+    model: Annotated[str, typer.Argument(help="A model that is installed.")],
+    photos: Annotated[Path, typer.Option(help="Folder of photos to calibrate and measure on.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of models, e.g. one in $CARCODEC_MODELS.")
+    ],
+    most: Annotated[
+        float, typer.Option(min=0, help="dB of RGB PSNR that no quality may lose.")
+    ] = 0.05,
+    quiet: Quiet = False,
+) -> None:
+    """Write a model with its upscaler in 8 bits too, which takes CPUs a fraction of the time."""
+    from carcodec import quantise
+
+    card = zoo.find(model)
+    found = files.within(photos, files.PICTURES)
+    with _bar(card.name, disable=quiet) as bar:
+        task = bar.add_task("quantising", total=1.0)
+        path = quantise.quantise(
+            card,
+            found,
+            output,
+            command=f"carcodec quantise {card.name} --photos {photos.name}/",
+            most=most,
+            progress=lambda share: bar.update(task, completed=share),
+        )
+    loss = zoo.load_card(path).upscaler.int8.loss  # type: ignore[union-attr]  # just written
+    screen.print(
+        f"{path}: loses {min(loss.values()):.3f} to {max(loss.values()):.3f} dB", markup=False
+    )
+
+
 @app.command("pillow-autoload")
 def pillow_autoload(
     state: Annotated[str, typer.Argument(help="on, off or status.")] = "status",

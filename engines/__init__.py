@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carcodec.errors import EngineError, MissingDependencyError
-from carcodec.zoo import ModelCard
+from carcodec.zoo import ModelCard, Quantised
 
 __all__ = [
-    "ENGINES", "ON_GPU", "OPTIONS", "Engine", "Network", "Pipelined", "available", "batches", "get",
-    "has_gpu", "load", "missing", "options", "over", "resolve",
+    "ENGINES", "IN_8_BITS", "ON_GPU", "OPTIONS", "Engine", "Network", "Pipelined", "available",
+    "batches", "get", "has_gpu", "int8", "load", "missing", "options", "over", "resolve",
 ]  # fmt: skip
 
 # name -> (modules to look for, extra that brings them), in the order "auto" prefers
@@ -31,11 +31,13 @@ ENGINES: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 ON_GPU = ("tensorrt", "tensorrt-rtx")
+IN_8_BITS = ("openvino", "onnxruntime")  # what these run, where the model has it
 # what may follow an engine's name: "pytorch:bf16+compile"
 OPTIONS: dict[str, tuple[str, ...]] = {
     "tensorrt": ("fp32", "fp16"),
     "tensorrt-rtx": ("fp32", "fp16"),
-    "openvino": ("fp32",),
+    "openvino": ("fp32", "bf16"),
+    "onnxruntime": ("fp32",),
     "pytorch": ("fp32", "fp16", "bf16", "compile"),
 }
 log = logging.getLogger("carcodec")
@@ -137,7 +139,8 @@ def load(name: str, card: ModelCard, side: str, threads: int = 0) -> Network:
             log.warning("%s is passed over: %s", candidate, error)
         else:
             with_options = ":".join(filter(None, (candidate, "+".join(chosen))))
-            log.info("%s runs the %s of %s", with_options, side, card.name)
+            bits = " in 8 bits" if candidate in IN_8_BITS and int8(card, side, chosen) else ""
+            log.info("%s runs the %s of %s%s", with_options, side, card.name, bits)
             return network
     raise AssertionError("the last candidate raises")
 
@@ -158,6 +161,12 @@ def _module(name: str) -> Engine:
 def options(name: str) -> tuple[str, ...]:
     """Those of :data:`OPTIONS` that ``name`` carries, unchecked."""
     return tuple(filter(None, name.partition(":")[2].split("+")))
+
+
+def int8(card: ModelCard, side: str, options: tuple[str, ...]) -> Quantised | None:
+    """What an engine of :data:`IN_8_BITS` runs of a side, unless a precision is asked for."""
+    quantised: Quantised | None = None if options else getattr(card, side).int8
+    return quantised
 
 
 def resolve(name: str = "auto") -> str:

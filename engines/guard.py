@@ -39,7 +39,7 @@ def refusal(network: Network, card: ModelCard, side: str) -> str:
 
     most = plans.profile(card, side)[1] // 48 * 48  # a multiple of what any scale needs
     given = np.ascontiguousarray(photo()[:, :, :most, :most])
-    wanted = onnxruntime.load(card, side, 0)(given, _QUALITY)
+    wanted = onnxruntime.load(card, side, 0, ("fp32",))(given, _QUALITY)
     found = network(given, _QUALITY)
     if found.shape != wanted.shape:
         return f"its result has the shape {found.shape} instead of {wanted.shape}"

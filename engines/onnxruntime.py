@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from carcodec.engines import Network
+from carcodec.engines import Network, int8
 from carcodec.errors import EngineError
 from carcodec.zoo import ModelCard
 
@@ -14,7 +14,7 @@ __all__ = ["load"]
 
 
 def load(card: ModelCard, side: str, threads: int = 0, options: tuple[str, ...] = ()) -> Network:
-    """See :class:`carcodec.engines.Engine`."""
+    """See :class:`carcodec.engines.Engine`; ``fp32`` forbids 8 bits."""
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
@@ -22,7 +22,7 @@ def load(card: ModelCard, side: str, threads: int = 0, options: tuple[str, ...] 
     # Tiles have one shape, so the arena hands the same memory out again (without it every tile
     # pays for fresh pages, a quarter to a half of the time); planning by pattern would hold more.
     settings.enable_mem_pattern = False
-    data = card.weights(getattr(card, side))
+    data = card.weights(int8(card, side, options) or getattr(card, side))
     try:
         session = onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
     except Exception as error:

@@ -31,7 +31,7 @@ def shipped() -> None:
         if path.exists():
             continue
         photo = pixels.from_image(crop)
-        small = codec.downscale(photo.colour, card, "onnxruntime")
+        small = codec.downscale(photo.colour, card, "onnxruntime:fp32")
         prepared = codec.Prepared(photo, card, small, None, 0, None)
         quality = 60 if card.storage else None
         path.write_bytes(codec.store(prepared, card.storage or "png", quality).data)
@@ -83,7 +83,7 @@ def main() -> None:
         (folder / f"{name}.carimg").write_bytes(encoded.data)
         file = container.read(encoded.data)
         small = np.asarray(codec.stored_image(file))
-        array = pixels.to_array(codec.restore(file, "onnxruntime"))
+        array = pixels.to_array(codec.restore(file, "onnxruntime:fp32"))
         index[name] = {
             "mode": encoded.header.mode_name,
             "lr_shape": list(small.shape),

@@ -42,7 +42,7 @@ def test_a_stream_of_tiles_is_the_tiles_one_by_one(
 ) -> None:
     card = zoo.find(name)
     network = session.network(gpu, card, "upscaler", "fp32")  # type: ignore[arg-type]
-    reference = onnxruntime.load(card, "upscaler", 1)
+    reference = onnxruntime.load(card, "upscaler", 1, ("fp32",))
     given = [*tiles(count), *tiles(1, 16), *tiles(2)]  # the shape may change on the way
     found = [tile.copy() for tile in engines.over(network, iter(given), 0.3)]
     assert len(found) == len(given)
@@ -98,12 +98,12 @@ def test_a_photo_through_the_gpu_is_the_photo_through_the_cpu(
 ) -> None:
     card = zoo.find(name)
     photo = np.asarray(taipei.crop((100, 100, 341, 297)))
-    wanted = codec.downscale(photo, card, "onnxruntime", 1)
+    wanted = codec.downscale(photo, card, "onnxruntime:fp32", 1)
     networks = {
         side: session.network(gpu, card, side, "fp32")  # type: ignore[arg-type]
         for side in ("downscaler", "upscaler")
     }
-    restored = codec.upscale(wanted, (241, 197), 8, card, "onnxruntime", 1, quality=40)
+    restored = codec.upscale(wanted, (241, 197), 8, card, "onnxruntime:fp32", 1, quality=40)
     monkeypatch.setattr(codec, "_network", lambda card, side, *_: networks[side])
     small = codec.downscale(photo, card, tile=48)
     assert (small == wanted).mean() > 0.999

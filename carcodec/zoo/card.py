@@ -11,7 +11,27 @@ from typing import Any
 
 from carcodec.errors import DigestMismatchError, ModelNotFoundError
 
-__all__ = ["ModelCard", "Side", "load_card"]
+__all__ = ["ModelCard", "Quantised", "Side", "load_card"]
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A network in 8-bit integers, which engines for CPUs run instead: see :mod:`.quantise`.
+
+    It is no other model: files do not name it, and where it is missing nothing else changes.
+
+    Attributes:
+        file: the ONNX file's name, beside the card.
+        sha256: of that file, hexadecimal.
+        loss: quality of the stored LR (``q35``, or ``lossless``) → what it loses against float32,
+            in dB of RGB PSNR, mean over photos that it was not calibrated on.
+        command: what made and measured it.
+    """
+
+    file: str
+    sha256: str
+    loss: dict[str, float] = field(default_factory=dict)
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -28,6 +48,7 @@ class Side:
         parameters: how many numbers it has learned.
         steps: how often it is applied, to its own result from the second time on, which is neither
             clamped nor rounded on the way. The file then holds one step.
+        int8: the network in 8 bits, if that is worth it.
     """
 
     family: str
@@ -37,6 +58,7 @@ class Side:
     options: dict[str, Any] = field(default_factory=dict)
     parameters: int | None = None
     steps: int = 1
+    int8: Quantised | None = None
 
     @property
     def stride(self) -> int:
@@ -118,8 +140,8 @@ class ModelCard:
         """The first six bytes of :attr:`digest`, as the .carimg header stores them."""
         return bytes.fromhex(self.digest)[:6]
 
-    def weights(self, side: Side) -> bytes:
-        """The ONNX file of one side, checked against its digest.
+    def weights(self, side: Side | Quantised) -> bytes:
+        """The ONNX file of one side, or of its form in 8 bits, checked against its digest.
 
         Raises:
             ModelNotFoundError: the file is missing or unreadable.
@@ -157,6 +179,9 @@ def load_card(path: Path) -> ModelCard:
             k: v for k, v in data.items() if k in {f.name for f in dataclasses.fields(ModelCard)}
         }
         for side in ("downscaler", "upscaler"):
+            if "int8" in data[side]:
+                data[side]["int8"] = Quantised(**data[side]["int8"])
+                bytes.fromhex(data[side]["int8"].sha256)
             data[side] = Side(**data[side])
             bytes.fromhex(data[side].sha256)
         return ModelCard(**data, folder=path.parent)

@@ -1,0 +1,135 @@
+"""Upscalers in 8 bits: as good as the ones they stand for, and made by one command."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from carcodec import app, codec, container, engines, metrics, zoo
+from carcodec.errors import CarcodecError, DigestMismatchError
+from carcodec.zoo import shelf
+
+IN_8_BITS = [card for card in zoo.installed() if card.upscaler.int8]
+SHIPPED = shelf.search_path()[-1]
+runner = CliRunner()
+
+
+def test_what_lossy_files_are_restored_with_is_there_in_8_bits() -> None:
+    newest: dict[str, zoo.ModelCard] = {}
+    for card in zoo.installed():
+        if card.storage and card.version >= newest.get(card.name, card).version:
+            newest[card.name] = card
+    assert newest and all(card.upscaler.int8 for card in newest.values())
+
+
+@pytest.mark.parametrize("engine", engines.IN_8_BITS)
+@pytest.mark.parametrize("card", IN_8_BITS, ids=lambda card: card.name)
+def test_8_bits_lose_next_to_nothing(
+    card: zoo.ModelCard, engine: str, taipei: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    photo = np.asarray(taipei.crop((240, 300, 528, 492)))
+    for quality in (25, 60):
+        encoded = codec.encode(
+            photo, model=card.name, storage_codec=card.storage, quality=quality,
+            engine="onnxruntime",
+        )  # fmt: skip
+        small = codec.stored_image(container.read(encoded.data))
+        exact, found = (
+            codec.upscale(small, (288, 192), 8, card, name, 1, quality=quality)
+            for name in (f"{engine}:fp32", engine)
+        )
+        lost = metrics.psnr(photo, exact) - metrics.psnr(photo, found)
+        assert not np.array_equal(exact, found) and abs(lost) < 0.05
+        assert metrics.psnr(exact, found) > 50  # a third of a level
+    with caplog.at_level("INFO", "carcodec"):
+        engines.load(engine, card, "upscaler", 1)
+        engines.load(f"{engine}:fp32", card, "upscaler", 1)
+    assert [record.message.endswith(" in 8 bits") for record in caplog.records] == [True, False]
+
+
+def test_drawings_and_extremes_come_back_as_well() -> None:
+    """What no photo calibrated: clipped activations must not leave marks."""
+    card = zoo.find("car-x2-avif")
+    rows, columns = np.mgrid[:96, :128]
+    chart = np.zeros((96, 128, 3), np.uint8)
+    chart[:48] = np.stack([(columns[:48] // 8 * shift) % 2 * 255 for shift in (1, 2, 3)], -1)
+    chart[48:] = np.where((rows[48:] + columns[48:]) % 2, 255, 0)[..., None]
+    small = codec.downscale(chart, card, "onnxruntime")
+    exact, found = (
+        codec.upscale(small, (128, 96), 8, card, name, 1, quality=80)
+        for name in ("onnxruntime:fp32", "onnxruntime")
+    )
+    lost = metrics.psnr(chart, exact) - metrics.psnr(chart, found)
+    assert lost < 0.3 and metrics.psnr(exact, found) > 34
+
+
+@pytest.fixture
+def photos(tmp_path: Path, taipei: Image.Image) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(2):
+        taipei.crop((300 * i, 320, 300 * i + 96, 384)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_a_model_is_quantised_and_used(photos: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(SHIPPED / "car-x4-avif-v3", models / "car-x4-avif-v3")
+    card_file = models / "car-x4-avif-v3" / "card.toml"
+    done = runner.invoke(
+        app.app, ["quantise", "car-x4-avif", "--photos", str(photos), "-o", str(models)]
+    )
+    assert done.exit_code == 0, done.output
+    assert "loses 0.0" in done.output
+    before = zoo.find("car-x4-avif")
+    card = zoo.load_card(card_file)
+    assert card.digest == before.digest  # files do not know
+    assert card.training == before.training and card.measured == before.measured
+    assert card.upscaler.int8 is not None
+    assert card.upscaler.int8.command == "carcodec quantise car-x4-avif --photos photos/"
+    assert set(card.upscaler.int8.loss) == {"q10", "q20", "q35", "q50", "q65", "q80"}
+    eight, exact = (len(card.weights(part)) for part in (card.upscaler.int8, card.upscaler) if part)
+    assert eight < exact / 2
+    text = card_file.read_text()
+    again = ["quantise", "car-x4-avif", "--photos", str(photos), "-o", str(models), "--quiet"]
+    assert runner.invoke(app.app, again).exit_code == 0
+    assert card_file.read_text() == text  # the same bits, and one table
+    damaged = models / "car-x4-avif-v3" / "upscaler.int8.onnx"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(DigestMismatchError):
+        engines.load("onnxruntime", card, "upscaler", 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "words"),
+    [
+        ("car-x2-bicubic", [], "the upscaler of car-x2-bicubic is no network"),
+        ("tad-x8", [], "the upscaler of tad-x8 recurs"),
+        ("tiny-x2", [], "no layer that is worth quantising"),
+        ("car-x4-avif", ["--most", "0"], "loses 0.0"),
+    ],
+)
+def test_what_is_not_worth_8_bits_is_refused(
+    model: str, options: list[str], words: str, photos: Path, tmp_path: Path
+) -> None:
+    asked = ["quantise", model, "--photos", str(photos), "-o", str(tmp_path / "out"), *options]
+    done = runner.invoke(app.app, asked)
+    assert isinstance(done.exception, CarcodecError) and words in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_photos_to_calibrate_on(tmp_path: Path, taipei: Image.Image) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    asked = ["quantise", "car-x4-avif", "--photos", str(folder), "-o", str(tmp_path / "out")]
+    done = runner.invoke(app.app, asked)
+    assert "0 photos are too few" in str(done.exception)
+    for i in range(2):
+        taipei.convert("L").save(folder / f"{i}.png")
+    done = runner.invoke(app.app, asked)
+    assert "0.png is not a photo in colour of 8 bits" in str(done.exception)
