@@ -1,15 +1,14 @@
 """An upscaler in 8-bit integers: calibrated on photos, held against float32 on others.
 
-Post-training quantisation as in B. Jacob et al., CVPR 2018, by ONNX Runtime's quantiser: a tensor's
-activations in 8 bits, an output channel's weights in 7 (CPUs without VNNI add two products in 16
-bits, which weights of 8 bits would overflow). The first layer, which sees LR itself, and the last,
+Post-training quantisation as in B. Jacob et al., CVPR 2018: a tensor's activations in 8 bits, an
+output channel's weights in 7 (CPUs without VNNI add two products in 16 bits, which weights of 8
+bits would overflow). The first layer, which sees LR itself, and the last,
 whose error nothing corrects, stay in float32, and so do the sums that skip the layers between them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 import tempfile
 import tomllib
@@ -23,12 +22,15 @@ from numpy.typing import NDArray
 from carcodec import atomic, codec, files, metrics, storage, zoo
 from carcodec.errors import DataError, EngineError, ImageError, MissingDependencyError
 
-__all__ = ["MOST", "QUALITIES", "quantise"]
+__all__ = ["CONTRAST", "MOST", "QUALITIES", "quantise"]
 
 MOST = 0.05  # dB
+# Lights at night, drawings and text go further than most photos, and would be clipped.
+CONTRAST = 3
 QUALITIES = (10, 20, 35, 50, 65, 80)  # of the stored LR, where the model is trained for a loss
 FILE = "upscaler.int8.onnx"
 _SIDE = 512  # of the part of a photo that is looked at
+_WEIGHT_LEVELS = 63  # either side of 0: 7 bits
 _FEWEST = 16  # channels that a layer in 8 bits takes: before that, it is not what takes time
 
 _DRAWN = 8192  # values of a tensor and an LR image, whose ranges are to be found
@@ -49,7 +51,8 @@ def quantise(
     """Write ``out/NAME-vVERSION/`` with ``upscaler.int8.onnx`` beside all that the model has.
 
     Every other photo calibrates: it sets the range of each activation, at all of
-    :data:`QUALITIES`. The rest measures the loss, which goes onto the card.
+    :data:`QUALITIES`, as it is and with :data:`CONTRAST` times its contrast. The rest measures the
+    loss, which goes onto the card.
 
     Args:
         photos: two or more; of each, up to 512×512 pixels from the middle.
@@ -72,11 +75,18 @@ def quantise(
         raise DataError(
             f"{len(photos)} photos are too few: one at least calibrates, another measures"
         )
-    seen: list[list[Seen]] = []
+    seen: list[Seen] = []
+    held_out: list[Seen] = []
     for i, path in enumerate(photos):
-        seen.append(_stored(card, path))
+        colour = _middle(path)
+        if i % 2:
+            held_out += _stored(card, colour)
+        else:
+            seen += _stored(card, colour)
+            strong = (colour.astype(np.int32) - 128) * CONTRAST + 128
+            seen += _stored(card, strong.clip(0, 255).astype(np.uint8))
         progress(0.4 * (i + 1) / len(photos))
-    payload = _quantised(card, [each for photo in seen[::2] for each in photo])
+    payload = _quantised(card, seen)
     progress(0.7)
     names = sorted({part.file for part in (card.downscaler, card.upscaler)})
     kept = {name: (card.folder / name) for name in names}
@@ -87,7 +97,7 @@ def quantise(
         for name, data in (parts | {FILE: payload}).items():
             (folder / name).write_bytes(data)
         (folder / "card.toml").write_text(_with(text, payload, {}, command), "utf-8")
-        losses = _losses(zoo.load_card(folder / "card.toml"), seen[1::2])
+        losses = _losses(zoo.load_card(folder / "card.toml"), held_out)
     progress(1.0)
     loss = {name: round(max(0.0, value), 3) for name, value in losses.items()}
     worst = max(loss, key=lambda name: loss[name])
@@ -104,75 +114,97 @@ def quantise(
     return target / "card.toml"
 
 
-def _stored(card: zoo.ModelCard, path: Path) -> list[Seen]:
-    """A photo's middle, and its LR as it is stored at each quality."""
+def _middle(path: Path) -> NDArray[np.uint8]:
     colour = files.read_photo(str(path)).colour
     top, left = (max(0, side - _SIDE) // 2 for side in colour.shape[:2])
     colour = colour[top : top + _SIDE, left : left + _SIDE]
     if colour.ndim != 3 or colour.dtype != np.uint8:
         raise ImageError(f"{path} is not a photo in colour of 8 bits a sample")
+    return colour.astype(np.uint8, copy=False)
+
+
+def _stored(card: zoo.ModelCard, colour: NDArray[np.uint8]) -> list[Seen]:
+    """A photo, and its LR as it is stored at each quality."""
     exact = codec.downscale(colour, card, "onnxruntime")
     size, channels = exact.shape[1::-1], exact.size // (exact.shape[0] * exact.shape[1])
     stored = storage.by_name(card.storage or "png")
     found: list[Seen] = []
     for quality in QUALITIES if card.storage else [None]:
         small = stored.decode(stored.encode(exact, quality), size, channels)
-        found.append((colour.astype(np.uint8, copy=False), small, quality))
+        found.append((colour, small, quality))
     return found
 
 
 def _quantised(card: zoo.ModelCard, seen: list[Seen]) -> bytes:
+    """The network with its larger convolutions between QuantizeLinear and DequantizeLinear.
+
+    Sums and what is added to them stay as they are. ONNX Runtime computes in integers only what is
+    rounded before and after; a ReLU is done with the rounding that follows it.
+    """
     try:
         import onnx
-        from onnxruntime import quantization as quantising
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(f"quantising needs {error.name}: pip install onnx") from error
+        raise MissingDependencyError("quantising needs onnx: pip install onnx") from error
 
     network = onnx.load_model_from_string(card.weights(card.upscaler))
-    chosen = _layers(network)
-    if not chosen:
+    graph, numpy = network.graph, onnx.numpy_helper
+    layers = _layers(network)
+    if not layers:
         raise EngineError(f"the upscaler of {card.name} has no layer that is worth quantising")
+    before_relu = {node.input[0] for node in graph.node if node.op_type == "Relu"}
+    inputs = {node.input[0] for node in graph.node if node.name in layers}
+    results = {node.output[0] for node in graph.node if node.name in layers} - before_relu
     feeds = [_feed(network, small, quality) for _, small, quality in seen]
-    rounded = dict.fromkeys(
-        name
-        for node in network.graph.node
-        if node.name in chosen
-        for name in (node.input[0], node.output[0])
-    )
-    ranges = _ranges(network, list(rounded), feeds)
+    ranges = _ranges(network, sorted(inputs | results), feeds)
+    weights = {weight.name: numpy.to_array(weight) for weight in graph.initializer}
+    nodes: list[Any] = []
 
-    class Once:  # the quantiser wants to see something, whatever it is told
-        def __init__(self) -> None:
-            self.left = feeds[:1]
+    def rounded(name: str) -> str:
+        return f"{name}.rounded"
 
-        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-            return self.left.pop() if self.left else None
+    def restored(name: str, levels: str, step: Any, zero: Any, **axis: Any) -> None:
+        """What is ``step * (levels - zero)`` of a tensor's levels."""
+        for part, value in (("step", np.asarray(step, np.float32)), ("zero", zero)):
+            graph.initializer.append(numpy.from_array(value, f"{name}.{part}"))
+        given = [levels, f"{name}.step", f"{name}.zero"]
+        if not axis:
+            nodes.append(onnx.helper.make_node("QuantizeLinear", [name, *given[1:]], [levels]))
+        nodes.append(onnx.helper.make_node("DequantizeLinear", given, [rounded(name)], **axis))
 
-    with tempfile.TemporaryDirectory() as temporary:
-        target = Path(temporary) / FILE
-        root = logging.getLogger()
-        root.addFilter(_silent)  # it advises to optimise the network first
-        try:
-            quantising.quantize_static(
-                network,
-                str(target),
-                Once(),
-                quant_format=quantising.QuantFormat.QDQ,
-                op_types_to_quantize=["Conv"],
-                nodes_to_quantize=chosen,
-                per_channel=True,
-                reduce_range=True,
-                activation_type=quantising.QuantType.QUInt8,
-                weight_type=quantising.QuantType.QInt8,
-                extra_options={
-                    "TensorQuantOverrides": {
-                        name: [{"rmin": low, "rmax": high}] for name, (low, high) in ranges.items()
-                    }
-                },
-            )
-        finally:
-            root.removeFilter(_silent)
-        return target.read_bytes()
+    def in_integers(layer: Any) -> None:
+        image, weight, bias = layer.input
+        step = (ranges[image][1] - ranges[image][0]) / 255
+        size = np.abs(weights[weight]).max((1, 2, 3))
+        steps = np.where(size > 0, size, 1) / _WEIGHT_LEVELS
+        kernels = np.rint(weights[weight] / steps[:, None, None, None]).astype(np.int8)
+        sums = np.rint(weights[bias] / (step * steps)).astype(np.int32)
+        own, own_bias = f"{layer.name}.weight", f"{layer.name}.bias"  # layers may share theirs
+        for name, levels, each in ((own, kernels, steps), (own_bias, sums, step * steps)):
+            graph.initializer.append(numpy.from_array(levels, f"{name}.levels"))
+            zero = np.zeros(len(levels), levels.dtype)
+            restored(name, f"{name}.levels", each, zero, axis=0)
+        layer.input[:] = [rounded(name) for name in (image, own, own_bias)]
+
+    for node in list(graph.node):
+        if node.name in layers:
+            in_integers(node)
+        elif results.intersection(node.input):
+            node.input[:] = [rounded(n) if n in results else n for n in node.input]
+        nodes.append(node)
+        for name in ranges.keys() & set(node.output):
+            low, high = ranges[name]
+            step = (high - low) / 255
+            restored(name, f"{name}.levels", step, np.asarray(round(-low / step), np.uint8))
+    read = {name for node in nodes for name in node.input}
+    kept = [weight for weight in graph.initializer if weight.name in read]
+    for field, values in ((graph.node, nodes), (graph.initializer, kept)):
+        copies = [type(value)() for value in values]
+        for copy, value in zip(copies, values, strict=True):
+            copy.CopyFrom(value)
+        del field[:]
+        field.extend(copies)
+    onnx.checker.check_model(network)
+    return bytes(network.SerializeToString())
 
 
 def _feed(network: Any, small: NDArray[np.uint8], quality: int | None) -> Feed:
@@ -183,9 +215,7 @@ def _feed(network: Any, small: NDArray[np.uint8], quality: int | None) -> Feed:
     return dict(zip(names, (image, told), strict=False))
 
 
-def _ranges(
-    network: Any, names: list[str], feeds: list[Feed]
-) -> dict[str, tuple[np.float32, np.float32]]:
+def _ranges(network: Any, names: list[str], feeds: list[Feed]) -> dict[str, tuple[float, float]]:
     """For each tensor the range, around 0, that rounds what is in it with the least square error.
 
     What lies outside is clipped. Section 3.1 of M. Nagel et al., "A white paper on neural network
@@ -222,12 +252,8 @@ def _ranges(
             return float(np.mean(np.square(levels * step - x)))
 
         share = min(np.arange(0.2, 1.01, 0.05), key=error)
-        best[name] = (np.float32(share * low), np.float32(share * high))
+        best[name] = (float(share * low), float(share * high))
     return best
-
-
-def _silent(record: logging.LogRecord) -> bool:
-    return False
 
 
 def _layers(network: Any) -> list[str]:
@@ -246,20 +272,18 @@ def _layers(network: Any) -> list[str]:
     return chosen[::-1]
 
 
-def _losses(card: zoo.ModelCard, seen: list[list[Seen]]) -> dict[str, float]:
+def _losses(card: zoo.ModelCard, seen: list[Seen]) -> dict[str, float]:
     found: dict[str, list[float]] = {}
-    for photo in seen:
-        for colour, small, quality in photo:
-            height, width = colour.shape[:2]
-            exact, rounded = (
-                metrics.psnr(
-                    colour,
-                    codec.upscale(small, (width, height), 8, card, engine, quality=quality),
-                )
-                for engine in ("onnxruntime:fp32", "onnxruntime")
+    for colour, small, quality in seen:
+        size = (colour.shape[1], colour.shape[0])
+        exact, rounded = (
+            metrics.psnr(
+                colour, codec.upscale(small, size, 8, card, engine, quality=quality, channels=3)
             )
-            name = "lossless" if quality is None else f"q{quality}"
-            found.setdefault(name, []).append(exact - rounded)
+            for engine in ("onnxruntime:fp32", "onnxruntime")
+        )
+        name = "lossless" if quality is None else f"q{quality}"
+        found.setdefault(name, []).append(exact - rounded)
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
