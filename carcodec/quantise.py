@@ -73,7 +73,7 @@ def quantise(
         raise EngineError(f"the upscaler of {card.name} {why}: there is nothing to quantise")
     if len(photos) < 2:
         raise DataError(
-            f"{len(photos)} photos are too few: one at least calibrates, another measures"
+            f"two photos are needed, one to calibrate on and one to measure on, not {len(photos)}"
         )
     seen: list[Seen] = []
     held_out: list[Seen] = []
