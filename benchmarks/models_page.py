@@ -55,11 +55,12 @@ A wider and deeper one (64 channels, 12 blocks, 1 M parameters) that began as ve
 (20 photos of Kodak, 0.1 to 0.5 bpp), for about three times the work: not shipped. What a GPU makes
 of it is open: recipe car-x1-avif-hq.
 
-In the shipped EDSR upscalers one or two of the seven blocks are dead: on six photos of Kodak none
-of their 48 ReLUs is ever positive, and they add constants. car-x2, car-x3, car-x3-avif, rrnet-x2
-and rrnet-x3 have next to nothing left in the first three; car-x1-avif lacks the first and a third
-of the next three. What that costs is not known yet: `revive = 100` in a recipe has training find
-such features and start them again, which no shipped model has had.
+In the EDSR upscalers one or two of the seven blocks are dead: on six photos of Kodak none of their
+48 ReLUs is ever positive, and they add constants (in car-x4-avif one has a single one left).
+car-x2, car-x3, car-x3-avif, rrnet-x2 and rrnet-x3 have next to nothing left in the first three;
+car-x1-avif lacks the first and a third of the next three. What that costs is not known yet:
+`revive = 100` in a recipe has training find such features and start them again, which no shipped
+model has had.
 
 Upscalers that lose at most 0.05 dB by it are there in 8 bits as well, by `carcodec quantise`, and
 run like that on CPUs: activations in 8 bits, weights in 7, sums, first and last layers in float32.

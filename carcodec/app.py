@@ -792,7 +792,7 @@ def quantise_command(
             card,
             found,
             output,
-            command=f"carcodec quantise {card.name} --photos {photos.name}/",
+            command=f"carcodec quantise {card.name} --photos {photos.resolve().name}/",
             most=most,
             progress=lambda share: bar.update(task, completed=share),
         )

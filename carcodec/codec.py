@@ -313,7 +313,7 @@ def downscale(
     peak = np.float32(65535 if colour.dtype == np.uint16 else 255)
 
     def read(rows: slice, columns: slice) -> NDArray[np.float32]:
-        return _network_input(taken(colour, rows, columns), peak)
+        return network_input(taken(colour, rows, columns), peak)
 
     def write(rows: slice, columns: slice, block: NDArray[np.float32]) -> None:
         # Round again: 255 times a rounded fraction can fall just short of its integer, and what
@@ -372,7 +372,7 @@ def upscale(
     colour: Any = np.empty(shape, np.uint16 if bits == 16 else np.uint8)
 
     def read(rows: slice, columns: slice) -> NDArray[np.float32]:
-        return _network_input(taken(small, rows, columns), np.float32(255))
+        return network_input(taken(small, rows, columns), np.float32(255))
 
     def write(rows: slice, columns: slice, block: NDArray[np.float32]) -> None:
         target = colour[rows, columns]
@@ -486,7 +486,7 @@ def taken(image: NDArray[Any], rows: slice, columns: slice) -> NDArray[Any]:
     return part
 
 
-def _network_input(part: NDArray[Any], peak: np.float32) -> NDArray[np.float32]:
+def network_input(part: NDArray[Any], peak: np.float32) -> NDArray[np.float32]:
     """``(h, w)`` or ``(h, w, 3)`` levels to ``(1, 3, h, w)`` float32 in [0, 1]."""
     planes = np.ascontiguousarray(part.transpose(2, 0, 1) if part.ndim == 3 else part[None])
     scaled = planes.astype(np.float32)

@@ -2,8 +2,8 @@
 
 Post-training quantisation as in B. Jacob et al., CVPR 2018: a tensor's activations in 8 bits, an
 output channel's weights in 7 (CPUs without VNNI add two products in 16 bits, which weights of 8
-bits would overflow). The first layer, which sees LR itself, and the last,
-whose error nothing corrects, stay in float32, and so do the sums that skip the layers between them.
+bits would overflow). The first layer, which sees LR itself, and the last, whose error nothing
+corrects, stay in float32, and so do the sums that skip the layers between them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from carcodec import atomic, codec, files, metrics, storage, zoo
 from carcodec.errors import DataError, EngineError, ImageError, MissingDependencyError
+from carcodec.zoo.card import as_toml
 
 __all__ = ["CONTRAST", "MOST", "QUALITIES", "quantise"]
 
@@ -75,6 +76,7 @@ def quantise(
         raise DataError(
             f"two photos are needed, one to calibrate on and one to measure on, not {len(photos)}"
         )
+    network, layers = _network(card)  # first: the photos take minutes
     seen: list[Seen] = []
     held_out: list[Seen] = []
     for i, path in enumerate(photos):
@@ -86,7 +88,7 @@ def quantise(
             strong = (colour.astype(np.int32) - 128) * CONTRAST + 128
             seen += _stored(card, strong.clip(0, 255).astype(np.uint8))
         progress(0.4 * (i + 1) / len(photos))
-    payload = _quantised(card, seen)
+    payload = _quantised(network, layers, seen)
     progress(0.7)
     names = sorted({part.file for part in (card.downscaler, card.upscaler)})
     kept = {name: (card.folder / name) for name in names}
@@ -135,22 +137,29 @@ def _stored(card: zoo.ModelCard, colour: NDArray[np.uint8]) -> list[Seen]:
     return found
 
 
-def _quantised(card: zoo.ModelCard, seen: list[Seen]) -> bytes:
-    """The network with its larger convolutions between QuantizeLinear and DequantizeLinear.
-
-    Sums and what is added to them stay as they are. ONNX Runtime computes in integers only what is
-    rounded before and after; a ReLU is done with the rounding that follows it.
-    """
+def _network(card: zoo.ModelCard) -> tuple[Any, list[str]]:
+    """The upscaler, and which of its layers are to be in 8 bits."""
     try:
         import onnx
     except ModuleNotFoundError as error:
         raise MissingDependencyError("quantising needs onnx: pip install onnx") from error
 
     network = onnx.load_model_from_string(card.weights(card.upscaler))
-    graph, numpy = network.graph, onnx.numpy_helper
     layers = _layers(network)
     if not layers:
         raise EngineError(f"the upscaler of {card.name} has no layer that is worth quantising")
+    return network, layers
+
+
+def _quantised(network: Any, layers: list[str], seen: list[Seen]) -> bytes:
+    """The network with its larger convolutions between QuantizeLinear and DequantizeLinear.
+
+    Sums and what is added to them stay as they are. ONNX Runtime computes in integers only what is
+    rounded before and after; a ReLU is done with the rounding that follows it.
+    """
+    import onnx
+
+    graph, numpy = network.graph, onnx.numpy_helper
     before_relu = {node.input[0] for node in graph.node if node.op_type == "Relu"}
     inputs = {node.input[0] for node in graph.node if node.name in layers}
     results = {node.output[0] for node in graph.node if node.name in layers} - before_relu
@@ -208,8 +217,7 @@ def _quantised(card: zoo.ModelCard, seen: list[Seen]) -> bytes:
 
 
 def _feed(network: Any, small: NDArray[np.uint8], quality: int | None) -> Feed:
-    levels = small if small.ndim == 3 else np.repeat(small[..., None], 3, 2)
-    image = np.ascontiguousarray(levels.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
+    image = codec.network_input(small, np.float32(255))
     told = np.array([1.0 if quality is None else quality / 100], np.float32)
     names = [source.name for source in network.graph.input]
     return dict(zip(names, (image, told), strict=False))
@@ -290,22 +298,16 @@ def _losses(card: zoo.ModelCard, seen: list[Seen]) -> dict[str, float]:
 def _with(card: str, payload: bytes, loss: dict[str, float], command: str) -> str:
     """A card's text with the table ``upscaler.int8`` of this."""
     without = re.sub(r"\n\[upscaler\.int8\]\n(?:[^\[\n].*\n)*", "", card)
-    figures = ", ".join(f"{name} = {value}" for name, value in loss.items())
     lines = [
         "",
         "[upscaler.int8]",
         f'file = "{FILE}"',
         f'sha256 = "{hashlib.sha256(payload).hexdigest()}"',
-        f"loss = {{ {figures} }}  # dB of RGB PSNR",
-        f"command = {_string(command)}",
+        f"loss = {as_toml(loss)}  # dB of RGB PSNR",
+        f"command = {as_toml(command)}",
         "",
     ]
     head, separator, tail = without.partition("\n[training]\n")
     text = head + "\n".join(lines) + separator + tail
     tomllib.loads(text)
     return text
-
-
-def _string(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'

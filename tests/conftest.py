@@ -34,6 +34,16 @@ def photo(taipei: Image.Image) -> Image.Image:
     return taipei.crop((260, 340, 356, 404))
 
 
+@pytest.fixture
+def data(tmp_path: Path, taipei: Image.Image) -> Path:
+    """A folder of photos: four parts of it, 128×128."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(4):
+        taipei.crop((160 * i, 320, 160 * i + 128, 448)).save(folder / f"{i}.png")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny() -> zoo.ModelCard:
     """The model the tests run: its weights never change."""

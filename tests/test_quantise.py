@@ -69,21 +69,12 @@ def test_drawings_and_extremes_come_back_as_well() -> None:
     assert lost < 0.3 and metrics.psnr(exact, found) > 34
 
 
-@pytest.fixture
-def photos(tmp_path: Path, taipei: Image.Image) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for i in range(2):
-        taipei.crop((300 * i, 320, 300 * i + 96, 384)).save(folder / f"{i}.png")
-    return folder
-
-
-def test_a_model_is_quantised_and_used(photos: Path, tmp_path: Path) -> None:
+def test_a_model_is_quantised_and_used(data: Path, tmp_path: Path) -> None:
     models = tmp_path / "models"
     shutil.copytree(SHIPPED / "car-x4-avif-v3", models / "car-x4-avif-v3")
     card_file = models / "car-x4-avif-v3" / "card.toml"
     done = runner.invoke(
-        app.app, ["quantise", "car-x4-avif", "--photos", str(photos), "-o", str(models)]
+        app.app, ["quantise", "car-x4-avif", "--photos", str(data), "-o", str(models)]
     )
     assert done.exit_code == 0, done.output
     assert "loses 0.0" in done.output
@@ -97,7 +88,7 @@ def test_a_model_is_quantised_and_used(photos: Path, tmp_path: Path) -> None:
     eight, exact = (len(card.weights(part)) for part in (card.upscaler.int8, card.upscaler) if part)
     assert eight < exact / 2
     text = card_file.read_text()
-    again = ["quantise", "car-x4-avif", "--photos", str(photos), "-o", str(models), "--quiet"]
+    again = ["quantise", "car-x4-avif", "--photos", str(data), "-o", str(models), "--quiet"]
     assert runner.invoke(app.app, again).exit_code == 0
     assert card_file.read_text() == text  # the same bits, and one table
     damaged = models / "car-x4-avif-v3" / "upscaler.int8.onnx"
@@ -106,8 +97,8 @@ def test_a_model_is_quantised_and_used(photos: Path, tmp_path: Path) -> None:
         engines.load("onnxruntime", card, "upscaler", 1)
 
 
-def test_layers_may_share_their_weights(photos: Path, tmp_path: Path) -> None:
-    asked = ["quantise", "tad-x4", "--photos", str(photos), "-o", str(tmp_path), "--most", "1"]
+def test_layers_may_share_their_weights(data: Path, tmp_path: Path) -> None:
+    asked = ["quantise", "tad-x4", "--photos", str(data), "-o", str(tmp_path), "--most", "1"]
     assert runner.invoke(app.app, asked).exit_code == 0
     card = zoo.load_card(tmp_path / "tad-x4-v2" / "card.toml")
     image = guard.photo()[:, :, :48, :64]
@@ -127,9 +118,9 @@ def test_layers_may_share_their_weights(photos: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_not_worth_8_bits_is_refused(
-    model: str, options: list[str], words: str, photos: Path, tmp_path: Path
+    model: str, options: list[str], words: str, data: Path, tmp_path: Path
 ) -> None:
-    asked = ["quantise", model, "--photos", str(photos), "-o", str(tmp_path / "out"), *options]
+    asked = ["quantise", model, "--photos", str(data), "-o", str(tmp_path / "out"), *options]
     done = runner.invoke(app.app, asked)
     assert isinstance(done.exception, CarcodecError) and words in str(done.exception)
     assert not (tmp_path / "out").exists()

@@ -76,15 +76,6 @@ bf16 = false
 """
 
 
-@pytest.fixture
-def data(tmp_path: Path, taipei: Image.Image) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for i in range(4):
-        taipei.crop((160 * i, 320, 160 * i + 128, 448)).save(folder / f"{i}.png")
-    return folder
-
-
 def recipe(path: Path, **changes: object) -> Path:
     path = path / "recipe.toml"
     plain = {"convex": "false", "cell": 2, "optimiser": "muon", "loss": "l1", "rate": "4e-3"}

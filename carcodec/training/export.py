@@ -18,6 +18,7 @@ from carcodec.networks.plain import BicubicDownscaler
 from carcodec.training.graph import written
 from carcodec.training.loop import build_networks, load_checkpoint
 from carcodec.training.recipe import NetworkRecipe, Recipe, Schedule
+from carcodec.zoo.card import as_toml
 
 __all__ = ["checkpoint_networks", "export"]
 
@@ -87,10 +88,10 @@ def export(
     files = {s: written(network, s, rounded).SerializeToString() for s, network in sides.items()}
     _compare(sides["downscaler"], sides["upscaler"], files, rounded)
     lines = [
-        f"name = {_toml(recipe.name)}",
+        f"name = {as_toml(recipe.name)}",
         f"version = {recipe.version}",
         f"scale = {recipe.scale}",
-        f"description = {_toml(recipe.description)}",
+        f"description = {as_toml(recipe.description)}",
     ]
     for side, payload in files.items():
         network = sides[side]
@@ -102,11 +103,11 @@ def export(
             "",
             f"[{side}]",
             f"parameters = {sum(p.numel() for p in network.parameters())}",
-            f"family = {_toml(described.family)}",
+            f"family = {as_toml(described.family)}",
             f'file = "{side}.onnx"',
             f'sha256 = "{hashlib.sha256(payload).hexdigest()}"',
             f"halo = {network.halo}  # LR pixels",
-            f"options = {_toml(options)}",
+            f"options = {as_toml(options)}",
         ]
         if steps[side] > 1:
             lines.append(f"steps = {steps[side]}  # the network is applied to its own result")
@@ -121,7 +122,7 @@ def export(
     if baseline := (measured or {}).get(f"bicubic-x{recipe.scale}"):
         figures["baseline"] = baseline
     for title, table in (("training", training), ("measured", figures)):
-        lines += ["", f"[{title}]", *(f"{_toml(k)} = {_toml(v)}" for k, v in table.items())]
+        lines += ["", f"[{title}]", *(f"{as_toml(k)} = {as_toml(v)}" for k, v in table.items())]
     folder = out / f"{recipe.name}-v{recipe.version}"
     card = folder / "card.toml"
     folder.mkdir(parents=True, exist_ok=True)
@@ -160,16 +161,3 @@ def _compare(downscaler: Any, upscaler: Any, files: dict[str, bytes], rounded: b
             raise TrainingError(
                 f"the exported {name} differs from PyTorch by up to {difference.max():.4f}"
             )
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + " }"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
-    text = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{text}"'

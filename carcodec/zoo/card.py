@@ -11,7 +11,7 @@ from typing import Any
 
 from carcodec.errors import DigestMismatchError, ModelNotFoundError
 
-__all__ = ["ModelCard", "Quantised", "Side", "load_card"]
+__all__ = ["ModelCard", "Quantised", "Side", "as_toml", "load_card"]
 
 
 @dataclass(frozen=True)
@@ -187,3 +187,17 @@ def load_card(path: Path) -> ModelCard:
         return ModelCard(**data, folder=path.parent)
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
         raise ModelNotFoundError(f"the model card {path} cannot be read: {error}") from error
+
+
+def as_toml(value: Any) -> str:
+    """A value as a card states it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{as_toml(k)} = {as_toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(as_toml(v) for v in value) + "]"
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{text}"'
