@@ -37,9 +37,10 @@ OWN = {"carcodec-avif": "avif-tuned", "carcodec-jpeg2000": "jpeg2000"}
 WORST = 5.0
 # efforts that Kodak is measured at as well, and what they are
 HARDER = {
-    5: "carcodec stores with AVIF's speed 4 (6 at the default, 5 where LR is smaller than the "
-    "photo), for five to six times AVIF's time at ×1; the other codecs are those above.",
-    8: "carcodec stores with AVIF's speed 2, for twelve to fifteen times AVIF's time at ×1. The "
+    2: "carcodec stores with AVIF's speed 6, libavif's own (5 at the default); the other codecs "
+    "are those above.",
+    4: "carcodec stores with AVIF's speed 4.",
+    8: "carcodec stores with AVIF's speed 2. The "
     "rest of this effort, other scales at the same bytes and gradient steps, both kept only "
     "where they help, takes no part.",
 }

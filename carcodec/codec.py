@@ -90,7 +90,7 @@ def encode(
         alpha_quality: 0…100 stores alpha lossily as WebP; ``None`` losslessly.
         engine, threads: what runs the network, and on how many threads everything; 0 is all.
         tile: window side in LR pixels; 0 chooses. It never changes the result.
-        effort: the storage codec's, 0…9, by :func:`storage_effort`.
+        effort: the storage codec's, 0…9.
         progress: called with the finished share, 0…1.
 
     Raises:
@@ -182,7 +182,7 @@ def store(
         card.grey and photo.colour.ndim == 3,
         card.mixes and photo.colour.ndim == 2,
     )
-    lr = codec.encode(prepared.small, quality, threads, storage_effort(effort, card.scale))
+    lr = codec.encode(prepared.small, quality, threads, effort)
     file = container.Carimg(
         header,
         lr,
@@ -195,16 +195,6 @@ def store(
         None if photo.alpha is not None else _preview(prepared.small, len(lr) * PREVIEW_SHARE),
     )
     return Encoded(container.write(file), header)
-
-
-def storage_effort(effort: int, scale: int) -> int:
-    """What the storage codec is given: up to 5, one more for LR that is smaller than the photo.
-
-    At the default that is AVIF's speed 5 instead of 6: 5 to 8 % fewer bits of LR, for half as much
-    time again to encode at scale 2, and a fifth more at scale 4. At scale 1, where AVIF is all of
-    the time, it would take four to five times as long.
-    """
-    return min(effort + (scale > 1), max(effort, 6))
 
 
 def _storage(name: str, quality: float | None) -> storage.StorageCodec:

@@ -83,10 +83,9 @@ def encode(
         storage_codec: png, jpegls, jpeg2000, jpegxl, avif, webp or ``auto``.
         alpha_quality: 0…100 stores alpha lossily as WebP; ``None`` losslessly.
         engine, threads: what runs the networks, and on how many threads everything; 0 is all.
-        effort: 0…9. Up to 5 it is the storage codec's (:func:`.codec.storage_effort`); from 6 on
-            the other models of the same storage codec are tried at the same size; from 7 on the
-            small image is refined by gradient steps through the upscaler, which needs the torch
-            extra and minutes.
+        effort: 0…9. Up to 5 it is the storage codec's; from 6 on the other models of the same
+            storage codec are tried at the same size; from 7 on the small image is refined by
+            gradient steps through the upscaler, which needs the torch extra and minutes.
         progress: called with the finished share, 0…1.
 
     Raises:

@@ -133,14 +133,13 @@ def _branch(model: str, storage_codec: str, engine: str, effort: int) -> Codec:
         return np.asarray(core.decode_array(data, engine=engine, threads=1))
 
     made_for = card.storage == storage_codec
-    given = core.storage_effort(effort, card.scale)
     return Codec(
         name=model if made_for else f"{model}-{storage_codec}",
         title=f"{model} v{card.version}, {stored.title}",
         encode=encode,
         decode=decode,
         qualities=qualities,
-        how=f"digest {card.short_digest.hex()}, {storage_codec}, effort {given}, engine {engine}, "
+        how=f"digest {card.short_digest.hex()}, {storage_codec}, effort {effort}, engine {engine}, "
         f"files of form {_FORM.get(storage_codec, 2)}",
         version=_own_version,
         families=("carcodec", f"carcodec-{storage_codec}"),

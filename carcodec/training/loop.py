@@ -440,12 +440,16 @@ def _picture(image: Tensor) -> Any:
 
 
 def _through(name: str, small: Tensor, quality: Tensor) -> Tensor:
-    """LR ``(N, 3, h, w)`` encoded and decoded by a storage codec at whole qualities ``(N,)``."""
+    """LR ``(N, 3, h, w)`` encoded and decoded by a storage codec at whole qualities ``(N,)``.
+
+    With less effort than photos get: what is lost is much the same, and AVIF's speed 5 would take
+    longer than the networks.
+    """
     codec = storage.by_name(name)
     levels = small.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     size = (levels.shape[2], levels.shape[1])
     decoded = [
-        codec.decode(codec.encode(image, int(q), 1), size, 3, 1)
+        codec.decode(codec.encode(image, int(q), 1, effort=2), size, 3, 1)
         for image, q in zip(levels, quality, strict=True)
     ]
     found = torch.from_numpy(np.stack(decoded)).to(small.device)
