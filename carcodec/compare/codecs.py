@@ -110,7 +110,7 @@ _LR_QUALITIES: dict[str, tuple[float, ...]] = {
 
 
 # Results are remembered by it: changes when the bytes of files do, but for models and settings.
-_FORM = {"jpeg2000": 3}
+_FORM = {"avif": 3, "jpeg2000": 3}
 
 
 def _branch(model: str, storage_codec: str, engine: str, effort: int) -> Codec:
