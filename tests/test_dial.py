@@ -133,14 +133,15 @@ def test_a_target_takes_the_best_scale(bpp: float, part: Image.Image) -> None:
 def test_effort_never_makes_it_worse(part: Image.Image) -> None:
     original = np.asarray(part)
     scores = []
-    for effort in (5, 6, 7):  # AVIF itself is at the same speed in the first two
+    for effort in (5, 6, 7):  # AVIF itself is at the same speed
         data = carcodec.encode(part, quality=30, effort=effort, **ENGINE).data
         psnr = metrics.psnr(original, np.asarray(carcodec.decode(data, **ENGINE)))
         scores.append((len(data), psnr))
-    assert scores[1][0] <= scores[0][0]
-    assert scores[1][1] >= scores[0][1]
-    # gradient steps find something on any photo
-    plain = carcodec.encode(part, model="car-x2-avif", quality=30, effort=2, **ENGINE).data
+    for before, after in itertools.pairwise(scores):
+        assert after[0] <= before[0]
+        assert after[1] >= before[1]
+    # gradient steps find something here; often they do not, and nothing is changed
+    plain = carcodec.encode(part, model="car-x2-avif", quality=40, effort=2, **ENGINE).data
     best = meet(part, Target("bytes", len(plain)), model="car-x2-avif", effort=7, **ENGINE)
     alone = meet(part, Target("bytes", len(plain)), model="car-x2-avif", effort=6, **ENGINE)
     assert len(best.encoded.data) <= len(plain)
