@@ -36,7 +36,7 @@ SPANS = ((0.05, 0.25), (0.1, 0.5), (0.05, 2.0))
 OWN = {"carcodec-avif": "avif-tuned", "carcodec-jpeg2000": "jpeg2000"}
 WORST = 5.0
 # efforts that Kodak is measured at as well, and what they are
-HARDER = {
+EFFORTS = {
     2: "carcodec stores with AVIF's speed 6, libavif's own (5 at the default); the other codecs "
     "are those above.",
     4: "carcodec stores with AVIF's speed 4.",
@@ -110,10 +110,10 @@ def crossings(found: Comparison, chosen: list[str]) -> list[str]:
     return [*lines, ""]
 
 
-def harder_part(found: Comparison, effort: int) -> list[str]:
-    """Kodak again with a slower AVIF inside, against the same anchors."""
+def effort_part(found: Comparison, effort: int) -> list[str]:
+    """Kodak again at another effort, against the same anchors."""
     title = f"## Kodak, {len(found.pictures)} pictures, `--effort {effort}`"
-    lines = [title, "", HARDER[effort], ""]
+    lines = [title, "", EFFORTS[effort], ""]
     for metric in (m for m in found.metrics if m != "psnr-y"):
         for span in SPANS[:2]:
             lines += bd_table(found, metric, span)
@@ -121,7 +121,10 @@ def harder_part(found: Comparison, effort: int) -> list[str]:
 
 
 def page(
-    found: dict[str, Comparison], harder: dict[int, Comparison], command: str, every: dict[str, int]
+    found: dict[str, Comparison],
+    efforts: dict[int, Comparison],
+    command: str,
+    every: dict[str, int],
 ) -> str:
     first = next(iter(found.values()))
     lines = [
@@ -159,8 +162,8 @@ def page(
         if one.notes:
             lines += [*(f"- {note}" for note in one.notes), ""]
         if name == "Kodak":
-            for effort, slower in harder.items():
-                lines += harder_part(slower, effort)
+            for effort, other in efforts.items():
+                lines += effort_part(other, effort)
     lines += ["## Versions", "", "| codec | run as | version |", "|---|---|---|"]
     lines += [
         f"| {about['title']} | {about['how']} | {about['version']} |"
@@ -169,7 +172,7 @@ def page(
     return "\n".join(lines) + "\n"
 
 
-def readme_table(found: Comparison, harder: dict[int, Comparison]) -> str:
+def readme_table(found: Comparison, efforts: dict[int, Comparison]) -> str:
     lines = [
         "| | " + " | ".join(found.title(a) for a in ANCHORS) + " |",
         "|---" * (len(ANCHORS) + 1) + "|",
@@ -178,7 +181,7 @@ def readme_table(found: Comparison, harder: dict[int, Comparison]) -> str:
     rows = [(found, f, "", "psnr", s) for f in families for s in SPANS[:2]]
     others = [m for m in ("ssim", "ms-ssim") if m in found.metrics]
     rows += [(found, families[0], "", metric, SPANS[1]) for metric in others]
-    for effort, one in harder.items():
+    for effort, one in efforts.items():
         rows.append((one, "carcodec", f", `--effort {effort}`", "psnr", SPANS[1]))
     for one, family, how, metric, span in rows:
         cells = [f"{one.title(family)}{how}, {span[0]:g}–{span[1]:g} bpp, {TITLES[metric]}"]
@@ -228,7 +231,7 @@ def main() -> None:
     engine = arguments.engine
     chosen = [*carcodecs(engine=engine), *standard(ANCHORS)]
     found: dict[str, Comparison] = {}
-    harder: dict[int, Comparison] = {}
+    efforts: dict[int, Comparison] = {}
     with Progress() as bar:
 
         def measured(
@@ -250,9 +253,9 @@ def main() -> None:
             if arguments.sample:
                 pictures = pictures[:: EVERY.get(name, 1)]
             found[name] = measured(name, pictures, chosen, 2.0 if name == "Kodak" else 0.5)
-            for effort in HARDER if name == "Kodak" else ():
+            for effort in EFFORTS if name == "Kodak" else ():
                 slower = [*carcodecs(["avif"], engine=engine, effort=effort), *standard(ANCHORS)]
-                harder[effort] = measured(f"{name}, --effort {effort}", pictures, slower, 0.5)
+                efforts[effort] = measured(f"{name}, --effort {effort}", pictures, slower, 0.5)
     command = "python benchmarks/results.py EVAL"
     if arguments.sets != list(SETS):
         command += f" --sets {' '.join(arguments.sets)}"
@@ -260,7 +263,7 @@ def main() -> None:
         command += " --sample"
     if engine != "auto":
         command += f" --engine {engine}"
-    text = page(found, harder, command, EVERY if arguments.sample else {})
+    text = page(found, efforts, command, EVERY if arguments.sample else {})
     atomic.write(ROOT / "docs" / "RESULTS.md", text.encode())
     if "Kodak" not in found:
         return
@@ -270,7 +273,7 @@ def main() -> None:
     readme = ROOT / "README.md"
     marks = ("<!-- results: benchmarks/results.py -->\n", "\n<!-- /results -->")
     pattern = re.escape(marks[0]) + ".*?" + re.escape(marks[1])
-    table = marks[0] + readme_table(kodak_found, harder) + marks[1]
+    table = marks[0] + readme_table(kodak_found, efforts) + marks[1]
     old = readme.read_text("utf-8")
     readme.write_text(re.sub(pattern, lambda _: table, old, flags=re.DOTALL), "utf-8")
     if arguments.figures:
