@@ -6,6 +6,7 @@ once; the downscaler runs once for each model that is tried.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -29,6 +30,7 @@ REFINEMENT = 7  # and LR is refined; see _STEPS
 _STEPS = {7: 10, 8: 25, 9: 60}
 _NEAR = {"bytes": SLACK, "psnr": 0.05, "ssim": 0.001}
 _MOST_TRIALS = 14
+_RISE = {"bytes": 0.035, "psnr": 0.15, "ssim": 0.03}  # of _level, for each step of quality
 _MOST_BETWEEN = 5  # trials between two neighbouring qualities, and
 _FURTHEST = 0.2  # how far LR is moved there; see _Search.moved
 
@@ -359,22 +361,24 @@ def _search(
     def above(trial: Trial) -> bool:
         return trial.score > target.value if by_size else trial.score >= target.value
 
-    low, high = attempt(0.0), attempt(100.0)
+    low, high = _bracket(attempt, above, target)
     if by_size:
-        if above(low):
-            raise TargetError(_nearest(target, low, "smallest"))
-        if not above(high):
+        if low is None:
+            assert high is not None
+            raise TargetError(_nearest(target, high, "smallest"))
+        if high is None:
             # lossless may be smaller than the highest lossy quality, and is better
             exact = attempt(None)
-            return (high if above(exact) else exact), None
+            return (low if above(exact) else exact), None
     else:
-        if above(low):
-            return low, None
-        if not above(high):
+        if low is None:
+            assert high is not None
+            return high, None
+        if high is None:
             exact = attempt(None)
             if above(exact):
                 return exact, None
-            raise TargetError(_nearest(target, max(high, exact, key=lambda t: t.score), "best"))
+            raise TargetError(_nearest(target, max(low, exact, key=lambda t: t.score), "best"))
     for _ in range(_MOST_TRIALS - 2):
         kept = low if by_size else high
         if abs(kept.score - target.value) <= _gap(target) or _apart(low, high) < 1.5 * finest:
@@ -387,6 +391,41 @@ def _search(
     neighbours = _apart(low, high) < 1.5 * finest
     found, other = (low, high) if by_size else (high, low)
     return found, other if neighbours else None
+
+
+def _bracket(
+    attempt: Callable[[float | None], Trial], above: Callable[[Trial], bool], target: Target
+) -> tuple[Trial | None, Trial | None]:
+    """The last trial below the target and the first above it, from the middle outwards.
+
+    ``None`` where there is none up to quality 0 or 100. High qualities take the most time to
+    encode, so they are tried only where they are needed.
+    """
+    low: Trial | None = None
+    high: Trial | None = None
+    quality, least = 50.0, 4.0
+    while True:
+        trial = attempt(quality)
+        wanted = _level(target.kind, target.value) - _level(target.kind, trial.score)
+        move = max(1.2 * abs(wanted) / _RISE[target.kind], least)
+        if above(trial):
+            high = trial
+            if low is not None or quality <= 0:
+                return low, high
+            quality = round(max(0.0, quality - move))
+        else:
+            low = trial
+            if high is not None or quality >= 100:
+                return low, high
+            quality = round(min(100.0, quality + move))
+        least *= 3
+
+
+def _level(kind: str, score: float) -> float:
+    """A score on a scale on which it grows about evenly with quality."""
+    if kind == "bytes":
+        return math.log(max(score, 1))
+    return score if kind == "psnr" else -math.log(max(1 - score, 1e-6))
 
 
 def _gap(target: Target) -> float:
@@ -432,12 +471,10 @@ def _fill(
 def _between(low: Trial, high: Trial, target: Target, finest: float) -> float:
     """Where the target should lie on the line between two trials, held off their ends."""
     assert low.quality is not None and high.quality is not None
-    scores = np.array([low.score, high.score])
-    wanted = target.value * (1 - SLACK / 2) if target.kind == "bytes" else target.value
-    if target.kind == "bytes":  # sizes grow exponentially with quality
-        scores, wanted = np.log(scores), float(np.log(wanted))
-    span = scores[1] - scores[0]
-    share = float((wanted - scores[0]) / span) if span > 0 and np.isfinite(span) else 0.5
+    aim = target.value * (1 - SLACK / 2) if target.kind == "bytes" else target.value
+    start, end, wanted = (_level(target.kind, s) for s in (low.score, high.score, aim))
+    span = end - start
+    share = (wanted - start) / span if 0 < span < math.inf else 0.5
     width = high.quality - low.quality
     found = low.quality + min(max(share, 0.1), 0.9) * width
     first, last = round(low.quality / finest) + 1, round(high.quality / finest) - 1
