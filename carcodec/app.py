@@ -115,7 +115,7 @@ def encode(
             min=0,
             max=100,
             help="0…100, a dial over all scales; the storage codec's own where "
-            "the model or scale is given. [see README]",
+            "the model or scale is given.",
         ),
     ] = None,
     lossless: Annotated[
