@@ -142,7 +142,7 @@ def meet(
         TargetError: out of reach; says what the nearest is.
         StorageError: the storage codec is lossless only.
     """
-    setting = dial.settle(model, storage_codec, scale)
+    setting = dial.settle(model, storage_codec, scale, dial.USUAL_QUALITY)
     chosen = storage.by_name(setting.storage)
     if not chosen.lossy:
         raise StorageError(f"{chosen.title} is lossless only: it has no quality to search")

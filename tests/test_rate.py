@@ -57,6 +57,13 @@ def test_quality_is_met_with_little_to_spare(
     assert value <= found.score <= value + over
 
 
+def test_a_codec_that_no_model_was_trained_for_gets_car(part: Image.Image) -> None:
+    # TAD, which --lossless takes, hides detail where a lossy codec loses it
+    found = rate.meet(part, Target("bytes", 2500), storage_codec="webp", engine="onnxruntime")
+    assert found.encoded.header.model == "car-x2"
+    assert not found.encoded.header.lossless_lr
+
+
 def test_a_generous_target_gets_lossless(part: Image.Image) -> None:
     found = rate.meet(part, Target("bytes", 10**7), **OPTIONS)
     assert found.quality is None
