@@ -46,6 +46,7 @@ class StorageCodec:
         lossy: takes a quality; every codec here can be lossless.
         max_side: largest width or height the codec stores, in pixels.
         whole: its qualities are whole numbers; fractions are rounded.
+        paced: it takes its time by the effort.
     """
 
     name: str
@@ -57,6 +58,7 @@ class StorageCodec:
     _decode: Callable[[Any, bytes, Pixels, int], Pixels]
     _size: Callable[[bytes], tuple[int, int] | None] = lambda data: None
     whole: bool = False
+    paced: bool = False
     older: tuple[int, ...] = ()
     extension: str = ""
     _file: Callable[[bytes], bytes] = lambda data: data
@@ -382,11 +384,12 @@ STORAGES: tuple[StorageCodec, ...] = (
         older=(3,), extension=".j2k", _file=j2k.codestream,
     ),
     StorageCodec(
-        "jpegxl", 4, "JPEG XL", True, 2**30 - 1, _jpegxl_encode, _jpegxl_decode, extension=".jxl"
+        "jpegxl", 4, "JPEG XL", True, 2**30 - 1, _jpegxl_encode, _jpegxl_decode, paced=True,
+        extension=".jxl",
     ),
     StorageCodec(
         "avif", 7, "AVIF", True, 32768, _avif_encode, _avif_decode, _avif_size, whole=True,
-        older=(5,), extension=".avif", _file=av1.in_avif,
+        paced=True, older=(5,), extension=".avif", _file=av1.in_avif,
     ),
     StorageCodec(
         "webp", 6, "WebP", True, 16383, _webp_encode, _webp_decode, whole=True, extension=".webp"

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import carcodec
-from carcodec import codec, container, metrics, rate
+from carcodec import codec, container, metrics, rate, storage
 from carcodec.errors import CarcodecError, StorageError
 from carcodec.rate import Target, TargetError, Trial
 
@@ -20,11 +20,11 @@ def part(taipei: Image.Image) -> Image.Image:
     return taipei.crop((240, 300, 496, 460))
 
 
-@pytest.mark.parametrize("storage", LOSSY)
-def test_bytes_are_met_from_below(storage: str, part: Image.Image) -> None:
+@pytest.mark.parametrize("stored", LOSSY)
+def test_bytes_are_met_from_below(stored: str, part: Image.Image) -> None:
     for bpp in (0.2, 0.3, 0.4, 0.55, 1.0):
         size = bpp * part.width * part.height / 8
-        found = rate.meet(part, Target("bytes", size), storage_codec=storage, **OPTIONS)
+        found = rate.meet(part, Target("bytes", size), storage_codec=stored, **OPTIONS)
         assert 0.97 * size <= len(found.encoded.data) <= size
         assert carcodec.decode(found.encoded.data).size == part.size
         assert found.quality is not None
@@ -46,11 +46,11 @@ def test_between_two_qualities_of_avif_bytes_buy_quality(part: Image.Image) -> N
 
 
 @pytest.mark.parametrize(("kind", "value", "over"), [("psnr", 22.5, 0.1), ("ssim", 0.7, 0.005)])
-@pytest.mark.parametrize("storage", LOSSY)
+@pytest.mark.parametrize("stored", LOSSY)
 def test_quality_is_met_with_little_to_spare(
-    storage: str, kind: str, value: float, over: float, part: Image.Image
+    stored: str, kind: str, value: float, over: float, part: Image.Image
 ) -> None:
-    found = rate.meet(part, Target(kind, value), storage_codec=storage, **OPTIONS)  # type: ignore[arg-type]
+    found = rate.meet(part, Target(kind, value), storage_codec=stored, **OPTIONS)  # type: ignore[arg-type]
     restored = np.asarray(carcodec.decode(found.encoded.data, engine="onnxruntime"))
     measure = metrics.psnr if kind == "psnr" else metrics.ssim
     assert found.score == measure(np.asarray(part), restored)
@@ -81,11 +81,11 @@ def test_targets_out_of_reach_name_the_nearest(part: Image.Image) -> None:
 
 
 def test_every_quality_is_tried_once(part: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[float | None] = []
+    tried: list[tuple[object, ...]] = []
     real = codec.store
 
     def counting(*arguments: object, **options: object) -> codec.Encoded:
-        tried.append(arguments[2])  # type: ignore[arg-type]
+        tried.append(arguments[1:])
         return real(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(codec, "store", counting)
@@ -93,5 +93,6 @@ def test_every_quality_is_tried_once(part: Image.Image, monkeypatch: pytest.Monk
     found = rate.meet(part, Target("bytes", 4000), progress=shares.append, **OPTIONS)
     assert isinstance(found, Trial)
     assert len(tried) == len(set(tried)) <= 14
+    assert sum(effort == storage.DEFAULT_EFFORT for *_, effort in tried) <= 5
     assert shares == sorted(shares)
     assert shares[-1] == 1
