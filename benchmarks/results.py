@@ -40,9 +40,6 @@ EFFORTS = {
     2: "carcodec stores with AVIF's speed 6, libavif's own (5 at the default); the other codecs "
     "are those above.",
     4: "carcodec stores with AVIF's speed 4.",
-    8: "carcodec stores with AVIF's speed 2. The "
-    "rest of this effort, other scales at the same bytes and gradient steps, both kept only "
-    "where they help, takes no part.",
 }
 ANCHORS = (*AGAINST, "avif-tuned")
 TITLES = {m.name: m.title for m in metrics.METRICS}

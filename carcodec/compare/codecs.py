@@ -113,6 +113,12 @@ _LR_QUALITIES: dict[str, tuple[float, ...]] = {
 _FORM = {"avif": 3, "jpeg2000": 3}
 
 
+def _form(storage_codec: str, effort: int) -> int:
+    if storage_codec == "avif" and effort > 3:
+        return 4
+    return _FORM.get(storage_codec, 2)
+
+
 def _branch(model: str, storage_codec: str, engine: str, effort: int) -> Codec:
     card = zoo.find(model)
     stored = storage.by_name(storage_codec)
@@ -140,7 +146,7 @@ def _branch(model: str, storage_codec: str, engine: str, effort: int) -> Codec:
         decode=decode,
         qualities=qualities,
         how=f"digest {card.short_digest.hex()}, {storage_codec}, effort {effort}, engine {engine}, "
-        f"files of form {_FORM.get(storage_codec, 2)}",
+        f"files of form {_form(storage_codec, effort)}",
         version=_own_version,
         families=("carcodec", f"carcodec-{storage_codec}"),
         whole=stored.whole,
