@@ -319,25 +319,30 @@ class _Search:
         cost between half and all of the bytes between the two, at the PSNR in proportion.
         """
         original = self.prepared(low.encoded.header.model)
-        start = original.small.astype(np.float32)
-        step = self.stored_image(low) - start
+        start, end = original.small, self.stored_image(low)
         name = storage.by_number(low.encoded.header.storage).name
 
         def encode(share: float) -> codec.Encoded:
-            small = np.rint(start + share * step).astype(np.uint8)
+            small = np.empty_like(start)
+            for rows in _strips(start):
+                step = end[rows].astype(np.float32) - start[rows]
+                small[rows] = np.rint(start[rows] + share * step)
             changed = replace(original, small=small)
             return codec.store(changed, name, high.quality, self.run["threads"], self.effort)
 
         return encode
 
-    def stored_image(self, trial: Trial) -> NDArray[np.float32]:
-        file = container.read(trial.encoded.data)
-        return codec.stored_image(file, self.run["threads"]).astype(np.float32)
+    def stored_image(self, trial: Trial) -> storage.Pixels:
+        return codec.stored_image(container.read(trial.encoded.data), self.run["threads"])
 
     def error(self, trial: Trial) -> float:
-        """Mean squared error of LR as it is stored."""
+        """Sum of the squared errors of LR as it is stored."""
         small = self.prepared(trial.encoded.header.model).small
-        return float(np.square(self.stored_image(trial) - small).mean())
+        stored = self.stored_image(trial)
+        total = 0.0
+        for rows in _strips(small):
+            total += float(np.square(stored[rows].astype(np.float32) - small[rows]).sum())
+        return total
 
     def refined(self, trial: Trial, most: int, target: Target | None = None) -> Trial:
         """The trial with LR refined, if that is better: a higher PSNR in at most ``most`` bytes.
@@ -377,6 +382,11 @@ class _Search:
         if target is not None:
             return replace(best, score=float(len(best.encoded.data)))
         return replace(best, score=score)
+
+
+def _strips(image: storage.Pixels) -> list[slice]:
+    """Rows of it that are small enough to be copied as floats."""
+    return [slice(at, at + 256) for at in range(0, len(image), 256)]
 
 
 def _once(attempt: Callable[[float | None], Trial]) -> Callable[[float | None], Trial]:
