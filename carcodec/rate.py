@@ -314,9 +314,9 @@ class _Search:
     def moved(self, low: Trial, high: Trial) -> Callable[[float], codec.Encoded]:
         """Encodes at ``high``'s quality LR that has moved by a share towards what ``low`` stores.
 
-        ``low`` and ``high`` are neighbouring qualities of a codec whose steps are wide. What the
-        coarser step loses anyhow is halfway lost before the finer one codes it: shares up to 0.1
-        cost between half and all of the bytes between the two, at the PSNR in proportion.
+        ``low`` and ``high`` are neighbouring qualities of a codec whose steps are wide. What moves
+        is what the coarser step would lose. Up to a share of 0.1 sizes and PSNR lie on the line
+        between the two, within 0.1 dB; at 0.2 ``low`` itself would be as good, and smaller.
         """
         original = self.prepared(low.encoded.header.model)
         start, end = original.small, self.stored_image(low)
