@@ -347,7 +347,7 @@ class _Search:
     def refined(self, trial: Trial, most: int, target: Target | None = None) -> Trial:
         """The trial with LR refined, if that is better: a higher PSNR in at most ``most`` bytes.
 
-        Where the target is a quality, a smaller file that still reaches it.
+        Where there is a target, it is met again: by a higher PSNR, or a smaller file.
         """
         steps = _STEPS.get(self.effort, 0)
         header = trial.encoded.header
@@ -363,9 +363,16 @@ class _Search:
         other = _Search(self.photo, {**self.run, "alpha_quality": None}, self.effort, self.report)
         other.small[header.model] = replace(original, small=small)
         other.done, other.share = self.done, 0.0  # progress does not start again
-        if target is not None and target.kind != "bytes":
-            found = other.meet(target, header.model, name)
-            return found if len(found.encoded.data) < len(trial.encoded.data) else trial
+        if target is not None:
+            try:
+                found = other.meet(target, header.model, name, start=trial.quality)
+            except TargetError:
+                return trial
+            if target.kind == "bytes":
+                better = self.psnr(found.encoded) > self.psnr(trial.encoded)
+            else:
+                better = len(found.encoded.data) < len(trial.encoded.data)
+            return found if better else trial
         best, score = trial, self.psnr(trial.encoded)
         step = 1.0 if storage.by_name(name).whole else 0.5
         quality = trial.quality
@@ -379,8 +386,6 @@ class _Search:
             found_score = self.psnr(encoded)
             if found_score > score:
                 best, score = Trial(quality + moved, encoded, found_score), found_score
-        if target is not None:
-            return replace(best, score=float(len(best.encoded.data)))
         return replace(best, score=score)
 
 
