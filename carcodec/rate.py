@@ -417,10 +417,7 @@ def _search(
     """
     by_size = target.kind == "bytes"
 
-    def above(trial: Trial) -> bool:
-        return trial.score > target.value if by_size else trial.score >= target.value
-
-    low, high = _bracket(attempt, above, target, start)
+    low, high = _bracket(attempt, target, start)
     if by_size:
         if low is None:
             assert high is not None
@@ -428,14 +425,14 @@ def _search(
         if high is None:
             # lossless may be smaller than the highest lossy quality, and is better
             exact = attempt(None)
-            return (low if above(exact) else exact), None
+            return (low if _above(exact, target) else exact), None
     else:
         if low is None:
             assert high is not None
             return high, None
         if high is None:
             exact = attempt(None)
-            if above(exact):
+            if _above(exact, target):
                 return exact, None
             raise TargetError(_nearest(target, max(low, exact, key=lambda t: t.score), "best"))
     for _ in range(_MOST_TRIALS - 2):
@@ -443,7 +440,7 @@ def _search(
         if abs(kept.score - target.value) <= _gap(target) or _apart(low, high) < 1.5 * finest:
             break
         middle = attempt(_between(low, high, target, finest))
-        if above(middle):
+        if _above(middle, target):
             high = middle
         else:
             low = middle
@@ -453,10 +450,7 @@ def _search(
 
 
 def _bracket(
-    attempt: Callable[[float | None], Trial],
-    above: Callable[[Trial], bool],
-    target: Target,
-    start: float | None = None,
+    attempt: Callable[[float | None], Trial], target: Target, start: float | None = None
 ) -> tuple[Trial | None, Trial | None]:
     """The last trial below the target and the first above it, from ``start`` or the middle on.
 
@@ -470,7 +464,7 @@ def _bracket(
         trial = attempt(quality)
         wanted = _level(target.kind, target.value) - _level(target.kind, trial.score)
         move = max(1.2 * abs(wanted) / _RISE[target.kind], least)
-        if above(trial):
+        if _above(trial, target):
             high = trial
             if low is not None or quality <= 0:
                 return low, high
@@ -481,6 +475,11 @@ def _bracket(
                 return low, high
             quality = round(min(100.0, quality + move))
         least *= 3
+
+
+def _above(trial: Trial, target: Target) -> bool:
+    """Larger than a byte target, or at least as good as a quality."""
+    return trial.score > target.value if target.kind == "bytes" else trial.score >= target.value
 
 
 def _level(kind: str, score: float) -> float:
@@ -516,7 +515,7 @@ def _fill(
         share = min(max(share + (0.1 if by_size else -0.1), 0.1), 0.9)
         where = near[0] + share * (far[0] - near[0])
         trial = attempt(where)
-        above = trial.score > target.value if by_size else trial.score >= target.value
+        above = _above(trial, target)
         if above:
             near = (where, trial.score)
         else:
