@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -47,14 +48,21 @@ app.add_typer(models_app, name="models")
 engine_app = typer.Typer(no_args_is_help=True, help="What executes the networks.")
 app.add_typer(engine_app, name="engine")
 
-screen = Console(stderr=True, highlight=False, soft_wrap=True)
+# names of files and extras may hold square brackets, which Rich would take for its markup
+screen = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+printed = Console(highlight=False, markup=False)
 
 _STORAGES = ", ".join(c.name for c in storage.STORAGES)
 
 Inputs = Annotated[list[str], typer.Argument(help="Files or folders; - is standard input.")]
 Output = Annotated[
     str | None,
-    typer.Option("-o", "--output", help="File or folder; - is standard output. [beside the input]"),
+    typer.Option(
+        "-o",
+        "--output",
+        help="File or folder; - is standard output.",
+        show_default="beside the input",
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 Skip = Annotated[
@@ -116,6 +124,7 @@ def encode(
             max=100,
             help="0…100, a dial over all scales; the storage codec's own where "
             "the model or scale is given.",
+            show_default="the highest that stores a half-size image",
         ),
     ] = None,
     lossless: Annotated[
@@ -134,7 +143,8 @@ def encode(
         float | None, typer.Option(min=0, max=1, help="Smallest file of this SSIM (RGB).")
     ] = None,
     alpha_quality: Annotated[
-        int | None, typer.Option(min=0, max=100, help="Store alpha lossily. [lossless]")
+        int | None,
+        typer.Option(min=0, max=100, help="Store alpha lossily.", show_default="lossless"),
     ] = None,
     effort: Annotated[
         int,
@@ -301,11 +311,12 @@ def info(
         typer.echo(json.dumps(found, indent=2))
     else:
         for entry in found:
-            table = Table(title=str(entry["file"]), show_header=False, title_justify="left")
+            printed.print(entry["file"], soft_wrap=True)  # whole, to be copied
+            table = Table(show_header=False)
             for key, value in entry.items():
                 if key != "file":
                     table.add_row(key.replace("_", " "), str(value))
-            Console(highlight=False).print(table)
+            printed.print(table)
     if failed:
         raise typer.Exit(1)
 
@@ -330,26 +341,29 @@ def verify(inputs: Inputs, quiet: Quiet = False) -> None:
         except CarcodecError as error:
             note = f"sound, but cannot be decoded here: {error}"
         if not quiet:
-            screen.print(f"{source}: {note}", markup=False)
+            screen.print(f"{source}: {note}")
     if failed:
         raise typer.Exit(1)
 
 
 @models_app.command("list")
 def models_list(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Earlier versions too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, of all versions.")] = False,
 ) -> None:
-    """List the installed models."""
+    """List the installed models, the newest version of each."""
     cards = zoo.installed()
     if as_json:
         typer.echo(json.dumps([_card(c) for c in cards], indent=2))
         return
     table = Table("model", "version", "scale", "digest", "description")
+    if not every:
+        cards = [next(versions) for _, versions in itertools.groupby(cards, lambda c: c.name)]
     for card in cards:
         table.add_row(
             card.name, str(card.version), f"×{card.scale}", card.digest[:12], card.description
         )
-    Console(highlight=False).print(table)
+    printed.print(table)
 
 
 @models_app.command("show")
@@ -366,7 +380,7 @@ def models_show(
 
     from carcodec import describe
 
-    Console(highlight=False).print(Markdown(describe.markdown(card)))
+    printed.print(Markdown(describe.markdown(card)))
 
 
 @engine_app.command("list")
@@ -374,22 +388,25 @@ def engine_list() -> None:
     """List the engines: which are installed, which run here, which is taken."""
     from carcodec import engines
 
-    table = Table("engine", "state", "how to get it")
+    table = Table("engine", "state", "how to get it", box=SIMPLE)
     chosen = engines.resolve() if engines.available() else ""
     for name, (_, extra) in engines.ENGINES.items():
         state = "runs here" if name in engines.available() else "not installed"
         if state != "runs here" and not engines.missing(name):
-            state = "installed, no NVIDIA GPU here"
+            state = "needs an NVIDIA GPU"
         how = f'pip install "carcodec[{extra}]"' if extra else "comes with carcodec"
         table.add_row(name, f"{state}, taken" if name == chosen else state, how)
-    Console(highlight=False).print(table)
+    printed.print(table)
 
 
 @engine_app.command("build")
 def engine_build(
     models: Annotated[list[str], typer.Argument(help="Models whose TensorRT plans to build.")],
     engine: Annotated[
-        str, typer.Option(help="tensorrt or tensorrt-rtx, also with :fp32 or :fp16. [installed]")
+        str,
+        typer.Option(
+            help="tensorrt or tensorrt-rtx, also with :fp32 or :fp16; auto: what is installed."
+        ),
     ] = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -418,7 +435,7 @@ def engine_build(
             asked = session.asked(card, side, options)
             precision, _ = session.planned(library, card, side, asked)
             path = plans.folder() / plans.key(library, card, side, precision, device)
-            bar.console.print(f"{path}{' was there' if path in before else ''}", markup=False)
+            bar.console.print(f"{path}{' was there' if path in before else ''}")
             bar.advance(task)
 
 
@@ -426,7 +443,9 @@ def engine_build(
 def engine_bench(
     model: str,
     photo: Annotated[Path, typer.Option(help="What to downscale and restore.")],
-    engine: Annotated[str, typer.Option(help="Engines, with commas. [all that run here]")] = "",
+    engine: Annotated[
+        str, typer.Option(help="Engines, with commas.", show_default="all that run here")
+    ] = "",
     threads: Threads = 0,
 ) -> None:
     """Time a model's networks on a photo, engine by engine."""
@@ -439,7 +458,7 @@ def engine_bench(
     for name in _parts(engine) or engines.available():
         found = scoring.speeds(colour, card, name, threads)
         table.add_row(name, *(f"{speed:.2f}" for speed in found))
-    Console(highlight=False).print(table)
+    printed.print(table)
 
 
 @app.command()
@@ -449,7 +468,10 @@ def compare(
         str, typer.Option(help="Codecs at full size, with commas; see docs/COMPARE.md for all.")
     ] = "jpeg,jpeg2000,webp,avif,jpegxl",
     models: Annotated[
-        str, typer.Option(help="carcodec's models, with commas. [those trained for --storages]")
+        str,
+        typer.Option(
+            help="carcodec's models, with commas.", show_default="those trained for --storages"
+        ),
     ] = "",
     storages: Annotated[
         str, typer.Option(help="Codecs of the small image, with commas.")
@@ -480,7 +502,8 @@ def compare(
         str, typer.Option(help="A paper's comparison instead: rsrnet-table4 or car-table5.")
     ] = "",
     cache: Annotated[
-        Path | None, typer.Option(help="Where results are remembered. [user's cache folder]")
+        Path | None,
+        typer.Option(help="Where results are remembered.", show_default="user's cache folder"),
     ] = None,
     jobs: Annotated[int, typer.Option(min=0, help="Threads; 0 is all cores.")] = 0,
     effort: Annotated[int, typer.Option(min=0, max=5, help="carcodec's.")] = storage.DEFAULT_EFFORT,
@@ -550,7 +573,7 @@ def compare(
                         f"the report cannot be written to {output}: {error.strerror}; what was "
                         f"measured is kept in {cache or run.cache_folder()}"
                     ) from error
-                bar.console.print(f"{page}", markup=False)
+                bar.console.print(f"{page}")
         except KeyboardInterrupt:
             _complain(
                 CarcodecError(
@@ -604,7 +627,8 @@ def evaluate(
         str,
         typer.Option(
             help="Models, and bicubic-x2, box-x3, lanczos3-x4, …, or one's LR into another: "
-            "bicubic-x2+car-x2; with commas. [all that fit]"
+            "bicubic-x2+car-x2; with commas.",
+            show_default="all that fit",
         ),
     ] = "",
     table: Annotated[
@@ -620,7 +644,8 @@ def evaluate(
         Path | None, typer.Option("--markdown", help="Write this file.")
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="Where results are remembered. [user's cache folder]")
+        Path | None,
+        typer.Option(help="Where results are remembered.", show_default="user's cache folder"),
     ] = None,
     jobs: Annotated[int, typer.Option(min=0, help="Threads; 0 is all cores.")] = 0,
     engine: Engine = "auto",
@@ -652,7 +677,6 @@ def evaluate(
             complain=_complaints(failures),
         )
     beside = scoring.published(rows, table) if papers else []
-    console = Console(highlight=False)
     for key in dict.fromkeys((row.scale, row.pictures) for row in rows):
         part = [row for row in rows if (row.scale, row.pictures) == key]
         near = [p for p in beside if (p.scale, p.pictures) == key]
@@ -666,11 +690,11 @@ def evaluate(
             shown.add_column(name, justify="right", min_width=width, no_wrap=True)
         for line in body:
             shown.add_row(*line)
-        console.print(shown)
+        printed.print(shown)
     for text in [scoring.BITS, *scoring.sources(beside)]:
-        console.print(text)
+        printed.print(text)
     if missing:
-        console.print(f"not installed, and so not measured: {', '.join(missing)}")
+        printed.print(f"not installed, and so not measured: {', '.join(missing)}")
     written = {
         json_file: scoring.as_json,
         csv_file: scoring.as_csv,
@@ -688,7 +712,8 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe file, or the name of a shipped one.")],
     data: Annotated[Path, typer.Option(help="Folder of photos, or with train/ and val/ inside.")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Run folder. [runs/NAME]")
+        Path | None,
+        typer.Option("-o", "--output", help="Run folder.", show_default="runs/NAME"),
     ] = None,
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Time budget.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
@@ -766,7 +791,7 @@ def export_command(
     card = _training("export").export(
         checkpoint, output, data=data, command=command, measured=figures
     )
-    screen.print(f"{card}", markup=False)
+    screen.print(f"{card}")
 
 
 @app.command("quantise")
@@ -797,9 +822,7 @@ def quantise_command(
             progress=lambda share: bar.update(task, completed=share),
         )
     loss = zoo.load_card(path).upscaler.int8.loss  # type: ignore[union-attr]  # just written
-    screen.print(
-        f"{path}: loses {min(loss.values()):.3f} to {max(loss.values()):.3f} dB", markup=False
-    )
+    screen.print(f"{path}: loses {min(loss.values()):.3f} to {max(loss.values()):.3f} dB")
 
 
 @app.command("pillow-autoload")
@@ -893,7 +916,7 @@ def _each(
                     else:
                         kept += 1
                     if summary and not quiet:
-                        bar.console.print(f"{source} → {target}  {summary}", markup=False)
+                        bar.console.print(f"{source} → {target}  {summary}")
                 if whole is not None:
                     bar.advance(whole)
         finally:  # an interruption ends what runs at its next tile
@@ -997,7 +1020,7 @@ def _training(module: str) -> Any:
 
 
 def _complain(error: BaseException) -> None:
-    screen.print(f"carcodec: {' '.join(str(error).split())}", style="red", markup=False)
+    screen.print(f"carcodec: {' '.join(str(error).split())}", style="red")
 
 
 def main() -> None:

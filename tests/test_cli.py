@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -362,9 +363,26 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("models", "show", "car-x2-avif") == 0
     assert "bpp" in capsys.readouterr().out
     assert run("models", "list") == 0
-    assert "car-x2" in capsys.readouterr().out
+    newest = capsys.readouterr().out
+    assert newest.count("│ car-x2-avif ") == 1
+    assert run("models", "list", "--all") == 0
+    assert capsys.readouterr().out.count("│ car-x2-avif ") > 1
     assert run("models", "show", "nope") == 1
     assert "installed: " in error_of(capsys)
+
+
+def test_square_brackets_are_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rich would take them for its markup: names of extras, of photos, and defaults in the help."""
+    assert run("engine", "list") == 0
+    assert 'pip install "carcodec[openvino]"' in capsys.readouterr().out
+    shutil.copy(folder / "a.png", folder / "a[bold].png")
+    assert run("encode", folder / "a[bold].png", *FAST) == 0
+    assert "a[bold].png → " in error_of(capsys)
+    assert run("info", folder / "a[bold].carimg") == 0
+    assert "a[bold].carimg" in capsys.readouterr().out
+    assert run("encode", "--help") == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "[default: (beside the input)]" in shown
 
 
 def test_scale_picks_a_model(folder: Path) -> None:
