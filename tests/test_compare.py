@@ -21,11 +21,13 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from carcodec import app, metrics
+import carcodec
+from carcodec import app, dial, metrics
 from carcodec.compare import (
     Codec,
     Comparison,
     carcodecs,
+    codecs,
     compare,
     curves,
     presets,
@@ -191,6 +193,23 @@ def test_families_are_hulls_of_their_members(found: Comparison) -> None:
     assert found.curve("carcodec") == curves.hull(means)
     with pytest.raises(CompareError, match="no codec 'carcodek' here: choose from carcodec"):
         found.curve("carcodek")
+
+
+def test_the_dial_is_a_curve_of_its_own(
+    folder: Path, cache: Path, taipei: Image.Image, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What --quality alone makes, beside the hull that takes the best model for each picture."""
+    part = np.asarray(taipei.crop((260, 300, 452, 460)))
+    turned = carcodecs(["avif", "jpeg2000"])[-1]
+    assert turned.name == codecs.DIAL
+    assert codecs.DIAL not in [c.name for c in carcodecs(["jpeg2000"])]  # auto is AVIF
+    for quality in (turned.qualities[0], dial.default_quality(), turned.qualities[-1]):
+        usual = carcodec.encode(Image.fromarray(part), quality=quality, threads=1).data
+        assert turned.encode(part, quality) == usual
+    one = compare([folder], [turned, *standard(["jpeg"])], cache=cache, points=3, rates=(0.05, 9))
+    assert (one.ours, one.anchors, one.families) == ([codecs.DIAL], ["jpeg"], [])
+    Console(file=sys.stdout, width=100).print(*summary.lines(one))
+    assert "carcodec, --quality" in capsys.readouterr().out
 
 
 def test_mean_of_a_codec_is_by_quality(found: Comparison) -> None:

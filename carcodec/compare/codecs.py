@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import threading
 from collections.abc import Callable, Iterable
@@ -17,7 +18,9 @@ from carcodec import codec as core
 from carcodec import dial, storage, zoo
 from carcodec.errors import CompareError
 
-__all__ = ["STANDARD", "Codec", "carcodecs", "standard"]
+__all__ = ["DIAL", "STANDARD", "Codec", "carcodecs", "standard"]
+
+DIAL = "carcodec-dial"  # the codec whose quality is that of `carcodec encode --quality`
 
 Pixels = NDArray[np.uint8]
 
@@ -40,7 +43,8 @@ class Codec:
             cached by it.
         version: returns the version of what does the work; raises
             :class:`~carcodec.errors.CompareError` where that is not installed.
-        families: curves that this codec's points belong to, each the convex hull over its members.
+        families: curves that this codec's points belong to, each the convex hull over its members;
+            its own name makes it one of carcodec's curves by itself, none makes it an anchor.
         shown_as: MIME type, where browsers show the file itself.
         whole: qualities between those listed are whole numbers.
         small: the file to the small image that opens at once, for codecs that have one.
@@ -83,23 +87,28 @@ def carcodecs(
 ) -> list[Codec]:
     """carcodec's branches: each model with the storage codec that it was trained for.
 
-    Models named explicitly are taken instead, with each of ``storages``; with lossless ones they
-    have one point. All are members of the family ``carcodec``, and of ``carcodec-STORAGE``.
+    All are members of the family ``carcodec``, and of ``carcodec-STORAGE``: hulls, which take for
+    each picture and rate the best model, as a search for a target does. Beside them stands
+    :data:`DIAL`, if ``storages`` have the one that the dial takes by itself: what ``--quality``
+    alone makes, the same model for every picture. Models named explicitly are taken instead, with
+    each of ``storages``; with lossless ones they have one point.
 
     Raises:
         ModelNotFoundError, StorageError: no such model or storage codec.
         CompareError: there is nothing to compare.
     """
     listed = [storage.by_name(name).name for name in storages]
-    pairs = [(model, name) for name in listed for model in models]
-    if not pairs:
-        pairs = [(model, name) for name in listed for model in dial.branches(name)]
+    named = [(model, name) for name in listed for model in models]
+    pairs = named or [(model, name) for name in listed for model in dial.branches(name)]
     if not pairs:
         raise CompareError(
             f"no model is trained for {' or '.join(listed) or 'no storage codec'}: name some with "
             "--models"
         )
-    return [_branch(model, name, engine, effort) for model, name in pairs]
+    found = [_branch(model, name, engine, effort) for model, name in pairs]
+    if not named and dial.settle(quality=0.0).storage in listed:
+        found.append(_dialled(engine, effort))
+    return found
 
 
 # Qualities of LR; from what a thumbnail's bytes buy to where the storage codec is transparent.
@@ -125,32 +134,62 @@ def _branch(model: str, storage_codec: str, engine: str, effort: int) -> Codec:
     qualities: tuple[float, ...] = (100.0,)
     if stored.lossy:
         qualities = _LR_QUALITIES.get(storage_codec, (5, 15, 25, 35, 45, 55, 65, 75, 85))
+    made_for = card.storage == storage_codec
+    return _own(
+        lambda quality: dial.Setting(model, storage_codec, quality if stored.lossy else None),
+        name=model if made_for else f"{model}-{storage_codec}",
+        title=f"{model} v{card.version}, {stored.title}",
+        qualities=qualities,
+        how=f"digest {card.short_digest.hex()}, {storage_codec}, effort {effort}, engine {engine}, "
+        f"files of form {_form(storage_codec, effort)}",
+        families=("carcodec", f"carcodec-{storage_codec}"),
+        whole=stored.whole,
+        engine=engine,
+        effort=effort,
+    )
+
+
+def _dialled(engine: str, effort: int) -> Codec:
+    qualities = (0, 10, 20, 30, 40, dial.default_quality(), 60, 70, 80, 90, 100)
+    settings = [dial.settle(quality=float(turned)) for turned in range(101)]
+    digests = {s.model: zoo.find(s.model).short_digest.hex() for s in settings}
+    text = repr([(digests[s.model], s.storage, s.quality) for s in settings])
+    form = _form(settings[0].storage, effort)
+    return _own(
+        lambda quality: dial.settle(quality=quality),
+        name=DIAL,
+        title="carcodec, --quality",
+        qualities=tuple(sorted({float(turned) for turned in qualities})),
+        how=f"dial {hashlib.sha256(text.encode()).hexdigest()[:12]}, effort {effort}, "
+        f"engine {engine}, files of form {form}",
+        families=(DIAL,),
+        engine=engine,
+        effort=effort,
+    )
+
+
+def _own(
+    setting: Callable[[float], dial.Setting], *, engine: str, effort: int, **about: Any
+) -> Codec:
+    """carcodec itself, at what ``setting`` makes of a quality."""
     memory = threading.local()  # qualities of one photo follow each other: downscale it once
 
     def encode(image: Pixels, quality: float) -> bytes:
-        if getattr(memory, "image", None) is not image:
-            memory.image = image
-            memory.prepared = core.prepare(image, model=model, engine=engine, threads=1)
-        return core.store(
-            memory.prepared, storage_codec, quality if stored.lossy else None, 1, effort
-        ).data
+        chosen = setting(quality)
+        if getattr(memory, "image", None) is not image or memory.model != chosen.model:
+            memory.image, memory.model = image, chosen.model
+            memory.prepared = core.prepare(image, model=chosen.model, engine=engine, threads=1)
+        return core.store(memory.prepared, chosen.storage, chosen.quality, 1, effort).data
 
     def decode(data: bytes) -> Pixels:
         return np.asarray(core.decode_array(data, engine=engine, threads=1))
 
-    made_for = card.storage == storage_codec
     return Codec(
-        name=model if made_for else f"{model}-{storage_codec}",
-        title=f"{model} v{card.version}, {stored.title}",
         encode=encode,
         decode=decode,
-        qualities=qualities,
-        how=f"digest {card.short_digest.hex()}, {storage_codec}, effort {effort}, engine {engine}, "
-        f"files of form {_form(storage_codec, effort)}",
         version=_own_version,
-        families=("carcodec", f"carcodec-{storage_codec}"),
-        whole=stored.whole,
         small=lambda data: np.asarray(core.thumbnail(data).convert("RGB")),
+        **about,
     )
 
 

@@ -126,6 +126,17 @@ class Comparison:
         return found
 
     @property
+    def ours(self) -> list[str]:
+        """carcodec's curves: families, and codecs that are one by themselves (the dial)."""
+        alone = [name for name, about in self.codecs.items() if name in about["families"]]
+        return [*self.families, *alone]
+
+    @property
+    def anchors(self) -> list[str]:
+        """What carcodec is held against: codecs of no family."""
+        return [name for name, about in self.codecs.items() if not about["families"]]
+
+    @property
     def names(self) -> list[str]:
         """All curves: families first, then codecs."""
         return [*self.families, *self.codecs]

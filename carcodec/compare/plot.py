@@ -31,9 +31,8 @@ def require() -> None:
 
 
 def usual(comparison: Comparison) -> list[str]:
-    """Curves shown unless others are asked for: families, and codecs that are in none."""
-    alone = [name for name, about in comparison.codecs.items() if not about["families"]]
-    return [*comparison.families, *alone]
+    """Curves shown unless others are asked for: carcodec's, and what it is held against."""
+    return [*comparison.ours, *comparison.anchors]
 
 
 def colour(comparison: Comparison, name: str) -> str:

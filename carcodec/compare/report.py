@@ -139,7 +139,7 @@ def _content(comparison: Comparison) -> dict[str, Any]:
                 "name": name,
                 "title": comparison.title(name),
                 "colour": plot.colour(comparison, name),
-                "ours": name not in usual or name in comparison.families,
+                "ours": name not in comparison.anchors,
                 "shown": name in usual,
                 "how": comparison.codecs.get(name, {}).get(
                     "how", "convex hull over its models and their qualities"
@@ -174,8 +174,8 @@ def _content(comparison: Comparison) -> dict[str, Any]:
             metric: [
                 {"codec": c.codec, "anchor": c.anchor, "bpp": round(c.bpp, 3),
                  "value": round(c.value, 2), "above": c.better_above}
-                for anchor in usual if not anchor.startswith("carcodec")
-                for c in comparison.crossovers(anchor, metric) if c.codec in comparison.families
+                for anchor in comparison.anchors
+                for c in comparison.crossovers(anchor, metric) if c.codec in comparison.ours
             ]
             for metric in comparison.metrics
         },
@@ -185,9 +185,7 @@ def _content(comparison: Comparison) -> dict[str, Any]:
 def _deltas(comparison: Comparison, metric: str, span: tuple[float, float]) -> dict[str, Any]:
     """Anchor → codec → [mean BD-rate, mean BD gain, pictures, {picture: BD-rate}]."""
     found: dict[str, Any] = {}
-    usual = set(plot.usual(comparison))
-    alone = [n for n in comparison.codecs if n in usual]
-    for anchor in alone or comparison.names:
+    for anchor in comparison.anchors or comparison.names:
         gains = comparison.bd_psnr(anchor, metric, span)
         found[anchor] = {
             name: [
@@ -283,7 +281,7 @@ def _view(
             ]
             shown.append({"name": "thumbnail", "title": title, "source": _embedded(cut, 90)})
     for codec in codecs:
-        if codec in ours:
+        if codec.families:
             continue
         quality, data = _fewest(comparison, codec, picture.name, image, budget)
         shown.append(_entry(comparison, codec, quality, data, image, part, whole))

@@ -14,9 +14,9 @@ __all__ = ["lines"]
 
 def lines(comparison: Comparison, branches: bool = False) -> list[Any]:
     """For Rich to print: a BD-rate table for each metric, and where the curves cross."""
-    anchors = [n for n, about in comparison.codecs.items() if not about["families"]]
-    ours = [n for n in comparison.names if n not in anchors]
-    shown = ours if branches else comparison.families
+    anchors = comparison.anchors
+    every = [n for n in comparison.names if n not in anchors]
+    shown = every if branches else comparison.ours
     if not shown or not anchors:  # nothing of carcodec's, or nothing else: everything with all
         shown = anchors = comparison.names
     count = len(comparison.pictures)
