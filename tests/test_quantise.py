@@ -100,7 +100,7 @@ def test_a_model_is_quantised_and_used(data: Path, tmp_path: Path) -> None:
 def test_layers_may_share_their_weights(data: Path, tmp_path: Path) -> None:
     asked = ["quantise", "tad-x4", "--photos", str(data), "-o", str(tmp_path), "--most", "1"]
     assert runner.invoke(app.app, asked).exit_code == 0
-    card = zoo.load_card(tmp_path / "tad-x4-v2" / "card.toml")
+    card = zoo.load_card(tmp_path / "tad-x4-v3" / "card.toml")
     image = guard.photo()[:, :, :48, :64]
     exact, found = (
         engines.load(name, card, "upscaler", 1)(image) for name in ("onnxruntime:fp32", "openvino")
