@@ -5,11 +5,13 @@
 Needs the compare extra.
 
 PHOTOS are ones that no evaluation uses. For each storage codec, its models are coded at many
-qualities; the upper convex hull of the means over photos says which model serves which rates.
-Where one model hands over to the next, the next begins at the first quality at which every
-photo is both larger and better than at the last quality of the one before, so that the dial
-climbs in bytes and in quality. Between ends, the dial is linear in the codec's quality, and
-the share of the dial that a model gets is its share of the logarithm of bits.
+qualities; the upper convex hull of the means over photos says which models serve, in which order.
+A model serves up to the last quality at which the median photo takes no more bits than the next
+model needs for the same PSNR: by SSIM it then takes fewer. Where one model hands over to the next,
+the next begins at the first quality at which every photo is both larger and better than at the last
+quality of the one before, so that the dial climbs in bytes and in quality. Between ends, the dial
+is linear in the codec's quality, and the share of the dial that a model gets is its share of the
+logarithm of bits.
 
 --check walks the finished dial over other photos and counts the steps that fall.
 """
@@ -68,6 +70,17 @@ def vertices(grids: dict[str, Grid]) -> list[tuple[str, float]]:
     return [points[corner] for corner in curves.hull(list(points))]
 
 
+def dearer(rows: np.ndarray, grid: Grid) -> float:
+    """Logarithm of bits over those that another model needs for the same PSNR; median of photos."""
+    curve = np.stack([grid[q] for q in sorted(grid)])  # (qualities, photos, 2)
+    found = [
+        np.log(bits) - np.interp(level, curve[:, i, 1], np.log(curve[:, i, 0]))
+        for i, (bits, level) in enumerate(rows)
+        if curve[0, i, 1] <= level <= curve[-1, i, 1]
+    ]
+    return float(np.median(found)) if found else np.inf
+
+
 def parts(grids: dict[str, Grid]) -> list[tuple[str, float, float]]:
     """(model, first quality, last quality) by rising rate."""
     found: list[tuple[str, float, float]] = []
@@ -76,6 +89,10 @@ def parts(grids: dict[str, Grid]) -> list[tuple[str, float, float]]:
             found[-1] = (model, found[-1][1], quality)
         elif model not in [m for m, _, _ in found]:
             found.append((model, quality, quality))
+    for i, (model, first, last) in enumerate(found[:-1]):
+        after = grids[found[i + 1][0]]
+        cheap = [q for q, rows in grids[model].items() if dearer(rows, after) <= 0]
+        found[i] = (model, first, max([last, *cheap]))
     # a model's first quality: where every photo has left the model before behind
     for i in range(1, len(found)):
         before = grids[found[i - 1][0]][found[i - 1][2]]
