@@ -296,7 +296,7 @@ def main() -> None:
     if looks is None:
         return
     kodak_found = found["Kodak"]
-    drawn = plot.figure(kodak_found, "psnr", names=[*kodak_found.families, *ANCHORS])
+    drawn = plot.figure(kodak_found, "psnr", names=[*kodak_found.ours, *ANCHORS])
     atomic.write(ROOT / "docs" / "rd.png", plot.rendered(drawn, "png"))
     readme = ROOT / "README.md"
     marks = ("<!-- results: benchmarks/results.py -->\n", "\n<!-- /results -->")
