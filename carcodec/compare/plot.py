@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["COLOURS", "colour", "figure", "rendered", "require", "usual"]
 
-# Okabe and Ito's palette, told apart by colour-blind readers; carcodec's hull is black.
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c8c00", "#7a5195")
+# Okabe and Ito's palette and grey, told apart by colour-blind readers; carcodec's hull is black.
+COLOURS = (
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9",
+    "#d55e00", "#8c8c00", "#7a5195", "#6b6b6b",
+)  # fmt: skip
 
 
 def require() -> None:
