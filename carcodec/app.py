@@ -211,7 +211,7 @@ def encode(
         files.write_bytes(target, encoded.data, overwrite)
         header = encoded.header
         stored = storage.by_number(header.storage).name
-        stored += " lossless" if header.lossless_lr else f" quality {header.quality}"
+        stored += " lossless" if header.lossless_lr else f" quality {encoded.quality:g}"
         left = f" (1 of {photo.count} pictures in it)" if photo.count > 1 else ""
         return (
             f"{header.width}×{header.height} {header.mode_name}{left}, {header.model}, "
@@ -970,16 +970,19 @@ def _check(photo: pixels.Photo, data: bytes, engine: str, threads: int) -> str:
     return f", PSNR {psnr:.2f} dB, SSIM {ssim:.4f}"
 
 
+# what the header's quality says, by what the model is told
+_QUALITIES = {"quality": "storage codec", "step": "quantiser's step"}
+
+
 def _describe(source: str) -> dict[str, Any]:
     data = files.read_bytes(source)
     file: container.Carimg = _named(source, lambda: container.read(data))
     header = file.header
     names = {number: c.name for c in storage.STORAGES for number in (c.number, *c.older)}
     try:
-        zoo.find(header.model, header.model_version, header.model_digest)
-        there = True
+        card = zoo.find(header.model, header.model_version, header.model_digest)
     except CarcodecError:
-        there = False
+        card = None
     return {
         "file": source,
         "bytes": len(data),
@@ -993,9 +996,10 @@ def _describe(source: str) -> dict[str, Any]:
         "model": header.model,
         "model_version": header.model_version,
         "model_digest": header.model_digest.hex(),
-        "model_installed": there,
+        "model_installed": card is not None,
         "storage": names.get(header.storage, header.storage),
         "quality": "lossless" if header.lossless_lr else header.quality,
+        "quality_of": _QUALITIES[card.told] if card and not header.lossless_lr else None,
         "lr_bytes": len(file.lr),
         "alpha_bytes": len(file.alpha or b""),
         "icc_bytes": len(file.icc or b""),

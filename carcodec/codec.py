@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from carcodec import container, pixels, storage, tiling, zoo
+from carcodec import coarseness, container, pixels, storage, tiling, zoo
 from carcodec.errors import ImageError, LimitError, StorageError
 
 __all__ = [
@@ -55,10 +55,13 @@ class Encoded:
     Attributes:
         data: the file's bytes.
         header: what it says of itself.
+        quality: the storage codec's, ``None`` is lossless. What the upscaler is told is in
+            the header.
     """
 
     data: bytes
     header: container.Header
+    quality: float | None
 
     @property
     def bpp(self) -> float:
@@ -161,13 +164,19 @@ def store(
     threads: int = 0,
     effort: int = storage.DEFAULT_EFFORT,
 ) -> Encoded:
-    """The second half of :func:`encode`. The header records ``quality`` as a whole number.
+    """The second half of :func:`encode`. The header records what the upscaler is to be told.
+
+    That is ``quality`` as a whole number, or the step it came to (:mod:`carcodec.coarseness`).
 
     Raises:
         StorageError: no such codec, a quality it does not have, or it failed.
     """
     codec = _storage(storage_codec, quality)
     photo, card = prepared.photo, prepared.card
+    lr = codec.encode(prepared.small, quality, threads, effort)
+    told = 255
+    if quality is not None:
+        told = coarseness.told(card.told, codec, prepared.small, quality, lr, threads, effort)
     height, width = photo.colour.shape[:2]
     header = container.Header(
         width,
@@ -175,14 +184,13 @@ def store(
         card.scale,
         _mode_number(photo.mode),
         codec.number,
-        255 if quality is None else round(quality),
+        told,
         card.name,
         card.version,
         card.short_digest,
         card.grey and photo.colour.ndim == 3,
         card.mixes and photo.colour.ndim == 2,
     )
-    lr = codec.encode(prepared.small, quality, threads, effort)
     file = container.Carimg(
         header,
         lr,
@@ -194,7 +202,7 @@ def store(
         photo.xmp,
         None if photo.alpha is not None else _preview(prepared.small, len(lr) * PREVIEW_SHARE),
     )
-    return Encoded(container.write(file), header)
+    return Encoded(container.write(file), header, quality)
 
 
 def _storage(name: str, quality: float | None) -> storage.StorageCodec:

@@ -14,12 +14,12 @@ import tempfile
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from carcodec import atomic, codec, files, metrics, storage, zoo
+from carcodec import atomic, coarseness, codec, files, metrics, storage, zoo
 from carcodec.errors import DataError, EngineError, ImageError, MissingDependencyError
 from carcodec.zoo.card import as_toml
 
@@ -37,7 +37,15 @@ _FEWEST = 16  # channels that a layer in 8 bits takes: before that, it is not wh
 _DRAWN = 8192  # values of a tensor and an LR image, whose ranges are to be found
 
 Feed = dict[str, NDArray[np.float32]]
-Seen = tuple[NDArray[np.uint8], NDArray[np.uint8], int | None]  # HR, LR, and LR's quality
+
+
+class Seen(NamedTuple):
+    """A photo, its LR as stored at the codec's ``quality``, and what the upscaler is told of it."""
+
+    colour: NDArray[np.uint8]
+    small: NDArray[np.uint8]
+    quality: int | None
+    told: int | None
 
 
 def quantise(
@@ -132,8 +140,12 @@ def _stored(card: zoo.ModelCard, colour: NDArray[np.uint8]) -> list[Seen]:
     stored = storage.by_name(card.storage or "png")
     found: list[Seen] = []
     for quality in QUALITIES if card.storage else [None]:
-        small = stored.decode(stored.encode(exact, quality), size, channels)
-        found.append((colour, small, quality))
+        data = stored.encode(exact, quality)
+        small = stored.decode(data, size, channels)
+        told = None
+        if quality is not None:
+            told = coarseness.told(card.told, stored, exact, quality, data)
+        found.append(Seen(colour, small, quality, told))
     return found
 
 
@@ -163,7 +175,7 @@ def _quantised(network: Any, layers: list[str], seen: list[Seen]) -> bytes:
     before_relu = {node.input[0] for node in graph.node if node.op_type == "Relu"}
     inputs = {node.input[0] for node in graph.node if node.name in layers}
     results = {node.output[0] for node in graph.node if node.name in layers} - before_relu
-    feeds = [_feed(network, small, quality) for _, small, quality in seen]
+    feeds = [_feed(network, one.small, one.told) for one in seen]
     ranges = _ranges(network, sorted(inputs | results), feeds)
     weights = {weight.name: numpy.to_array(weight) for weight in graph.initializer}
     nodes: list[Any] = []
@@ -216,11 +228,11 @@ def _quantised(network: Any, layers: list[str], seen: list[Seen]) -> bytes:
     return bytes(network.SerializeToString())
 
 
-def _feed(network: Any, small: NDArray[np.uint8], quality: int | None) -> Feed:
+def _feed(network: Any, small: NDArray[np.uint8], told: int | None) -> Feed:
     image = codec.network_input(small, np.float32(255))
-    told = np.array([1.0 if quality is None else quality / 100], np.float32)
+    share = np.array([1.0 if told is None else told / 100], np.float32)
     names = [source.name for source in network.graph.input]
-    return dict(zip(names, (image, told), strict=False))
+    return dict(zip(names, (image, share), strict=False))
 
 
 def _ranges(network: Any, names: list[str], feeds: list[Feed]) -> dict[str, tuple[float, float]]:
@@ -282,15 +294,16 @@ def _layers(network: Any) -> list[str]:
 
 def _losses(card: zoo.ModelCard, seen: list[Seen]) -> dict[str, float]:
     found: dict[str, list[float]] = {}
-    for colour, small, quality in seen:
-        size = (colour.shape[1], colour.shape[0])
+    for one in seen:
+        size = (one.colour.shape[1], one.colour.shape[0])
         exact, rounded = (
             metrics.psnr(
-                colour, codec.upscale(small, size, 8, card, engine, quality=quality, channels=3)
+                one.colour,
+                codec.upscale(one.small, size, 8, card, engine, quality=one.told, channels=3),
             )
             for engine in ("onnxruntime:fp32", "onnxruntime")
         )
-        name = "lossless" if quality is None else f"q{quality}"
+        name = "lossless" if one.quality is None else f"q{one.quality}"
         found.setdefault(name, []).append(exact - rounded)
     return {name: float(np.mean(values)) for name, values in found.items()}
 

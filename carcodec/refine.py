@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carcodec import codec, storage, tiling
+from carcodec import coarseness, codec, storage, tiling
 from carcodec.errors import MissingDependencyError
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def refine(
     upscaler.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     colour = prepared.photo.colour
     peak = 65535 if colour.dtype == np.uint16 else 255
+    chosen = storage.by_name(storage_codec)
+    told = coarseness.told(card.told, chosen, small, quality, threads=threads)
     refined = small.copy()
     recurs = card.upscaler.steps > 1  # each step sees half as far as the one before
     halo = min(card.upscaler.halo * (1 + recurs), 24)
@@ -73,7 +75,7 @@ def refine(
         rows_hr = slice(rows.start * s, rows.stop * s)
         photo = codec.taken(colour, rows_hr, slice(columns.start * s, columns.stop * s))
         start = small[rows, columns]
-        return _improve(upscaler, start, _tensor(photo, peak), storage_codec, quality, steps)
+        return _improve(upscaler, start, _tensor(photo, peak), chosen, quality, told, steps)
 
     def write(rows: slice, columns: slice, block: NDArray[Any]) -> None:
         refined[rows, columns] = np.rint(block * 255).astype(np.uint8).transpose(1, 2, 0)
@@ -95,8 +97,9 @@ def _improve(
     upscaler: Any,
     start: storage.Pixels,
     photo: Tensor,
-    storage_codec: str,
+    chosen: storage.StorageCodec,
     quality: float,
+    told: int,
     steps: int,
 ) -> NDArray[np.float32]:
     """A window's LR ``(1, 3, h, w)`` in [0, 1] after the gradient steps.
@@ -109,18 +112,17 @@ def _improve(
     from carcodec.training import proxies
 
     height, width = start.shape[:2]
-    chosen = storage.by_name(storage_codec)
 
     def stored(levels: storage.Pixels) -> storage.Pixels:
         return chosen.decode(chosen.encode(levels, quality, 1), (width, height), 3, 1)
 
-    if storage_codec in proxies.SHAPES:
-        step, shape = proxies.dct_step(storage_codec, quality), proxies.SHAPES[storage_codec]
+    if chosen.name in proxies.SHAPES:
+        step, shape = proxies.dct_step(chosen.name, quality), proxies.SHAPES[chosen.name]
     else:  # as coarse as the noise that it makes
         error = stored(start).astype(np.float32) - start
         step, shape = max(1.0, float((12 * np.square(error).mean()) ** 0.5)), {}
     grid = proxies.Grid(_tensor(start), step, **shape)
-    share = torch.tensor([round(quality) / 100])
+    share = torch.tensor([told / 100])
     coefficients = grid.forward(_tensor(start)).requires_grad_()
     kept = (coefficients.detach().abs() > 0.5).float()
     motion = torch.zeros_like(kept)

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import carcodec
-from carcodec import codec, dial, engines, metrics, zoo
+from carcodec import coarseness, codec, dial, engines, metrics, storage, zoo
 from carcodec.codec import upscale
 from carcodec.errors import (
     DataError,
@@ -63,6 +63,8 @@ loss = "{loss}"
 codec = "{codec}"
 real = {real}
 ssim = {ssim}
+whole = {whole}
+told = "{told}"
 quality_low = {low}
 quality_high = {high}
 optimiser = "{optimiser}"
@@ -91,6 +93,8 @@ def recipe(path: Path, **changes: object) -> Path:
         "stride": 1,
         "downscaler_rate": 1.0,
         "ssim": 0.0,
+        "whole": 0,
+        "told": "quality",
         "low": 30,
         "high": 90,
     }
@@ -379,7 +383,7 @@ def test_ssim_in_the_loss_is_ssim_in_the_result(
         changes |= {"conditioned": "true", "low": 5, "high": 15, "ssim": weight}
         trainer, _ = trained(recipe(tmp_path, **changes), data)
         trainer._put(trainer.average)
-        stored = loop._through("webp", trainer._centre(part), torch.full((1,), 10.0))
+        stored = loop._through("webp", trainer._centre(part), torch.full((1,), 10.0))[0]
         with torch.no_grad():
             restored = trainer.upscaler(stored, torch.full((1,), 0.1))
         image = restored.clamp(0, 1).mul(255).round().byte()[0].permute(1, 2, 0).numpy()
@@ -388,6 +392,41 @@ def test_ssim_in_the_loss_is_ssim_in_the_result(
         )
     (ssim, psnr), (weighed, lost) = found
     assert weighed > ssim and lost < psnr
+
+
+@pytest.mark.parametrize(("scale", "family"), [(1, "none"), (2, "car")])
+def test_patches_are_cut_from_what_is_stored_whole(
+    scale: int, family: str, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, object] = {"scale": scale, "family": family, "codec": "jpeg2000"}
+    changes |= {"real": "true", "downscaler_rate": 0.0, "whole": 96, "told": "step", "cell": 1}
+    changes |= {"conditioned": "true", "low": 4, "high": 40, "stride": 3 - scale}
+    trainer, gain = trained(recipe(tmp_path, **changes), data)
+    assert gain > 0
+    # a patch of HR lies where that of LR does
+    at = torch.arange(96.0)
+    image = torch.stack((at.expand(96, 96), at[:, None].expand(96, 96), at.expand(96, 96)))[None]
+    stored = image[..., ::scale, ::scale]
+    cut, small, quality, lost = trainer._cut(
+        image.repeat(2, 1, 1, 1), stored.repeat(2, 1, 1, 1), torch.tensor([0.1, 0.2])
+    )
+    assert cut.shape == (4, 3, 32, 32) and small.shape == (4, 3, 32 // scale, 32 // scale)
+    assert torch.equal(cut[..., ::scale, ::scale], small)
+    assert len(torch.unique(cut[:, 0, 0, 0])) > 1
+    assert quality.tolist() == pytest.approx([0.1, 0.2, 0.1, 0.2])
+    assert (lost > 0).all()
+    # what is told in training is told in files
+    trainer.save(tmp_path / "run" / "checkpoint.pt")
+    export(tmp_path / "run" / "checkpoint.pt", tmp_path / "models")
+    monkeypatch.setenv(zoo.MODELS_VARIABLE, str(tmp_path / "models"))
+    photo = Image.open(data / "1.png")
+    encoded = carcodec.encode(photo, model="test-x2", storage_codec="jpeg2000", quality=30)
+    prepared = codec.prepare(photo, model="test-x2")
+    chosen = storage.by_name("jpeg2000")
+    assert encoded.quality == 30
+    assert encoded.header.quality == coarseness.told("step", chosen, prepared.small, 30)
+    assert encoded.header.quality != 30
+    assert carcodec.decode(encoded.data).size == photo.size
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -597,6 +636,19 @@ def test_baselines_train_and_are_not_exported(tmp_path: Path, data: Path) -> Non
             'name = "x"\nscale = 1\n[downscaler]\nfamily = "none"\n[training]\npatch = 32\n'
             'codec = "avif"\nreal = true\nssim = 1.0\nssim_scales = 3',
             "11 pixels of the patch at the smallest size, not 8",
+        ),
+        ('name = "x"\nscale = 2\n[training]\nwhole = 256', "whole is for upscalers that learn"),
+        ('name = "x"\nscale = 2\n[training]\ntold = "psnr"', "'quality' or 'step'"),
+        ('name = "x"\nscale = 2\n[training]\ntold = "step"', "a patch has its own step"),
+        (
+            'name = "x"\nscale = 1\n[downscaler]\nfamily = "none"\n[training]\nreal = true\n'
+            'codec = "avif"\nwhole = 64',
+            "whole must be at least patch",
+        ),
+        (
+            'name = "x"\nscale = 1\n[downscaler]\nfamily = "none"\n[training]\nreal = true\n'
+            'codec = "avif"\nwhole = 129',
+            "whole must be a multiple of 2",
         ),
         ('name = "x"\nscale = 2\n[training]\nrevive = -1', "revive must be 0 or more, not -1"),
         ('name = "x"\nscale = 2\n[training]\nssim_scales = 0', "ssim_scales must be at least 1"),

@@ -19,7 +19,7 @@ from pytorch_msssim import ssim
 from torch import Tensor, nn
 from torch.nn import functional
 
-from carcodec import atomic, storage, zoo
+from carcodec import atomic, coarseness, storage, zoo
 from carcodec.errors import MissingDependencyError, TrainingError
 from carcodec.networks import car, families, tad
 from carcodec.training import precision, proxies
@@ -31,6 +31,9 @@ from carcodec.training.sheet import sheet
 from carcodec.training.world import World, join
 
 __all__ = ["Progress", "build_networks", "load_checkpoint", "train"]
+
+_CUTS = 2  # patches of each part of a photo that the storage codec is given whole
+_EFFORT = 2  # of the storage codec
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,8 @@ class _Trainer:
         self.downscaler, self.upscaler = self.networks
         train_files, held_out = split(folder)
         self.patches = Patches(
-            load_images(train_files, schedule.patch),
-            schedule.patch,
+            load_images(train_files, schedule.whole or schedule.patch),
+            schedule.whole or schedule.patch,
             schedule.seed + 1000 * self.world.rank,
             schedule.decimate,
         )
@@ -165,7 +168,8 @@ class _Trainer:
         With a storage codec, per sample, (MSE + rate * step² * bits per LR pixel) / (step² / 12)
         stands for eq. 8: 0.1155 step² is what a bit is worth where a fine quantiser of that step
         is best. Where the real codec trains the upscaler alone it is log(MSE + step² / 24), so that
-        every quality counts in dB, and flat patches do not outweigh the rest.
+        every quality counts in dB, and flat patches do not outweigh the rest; where it was given
+        more than the patch, MSE over that of plain bicubic upscaling of all that it was given.
         """
         schedule, scale = self.schedule, self.recipe.scale
         alone = schedule.real and not self._downscaler_learns
@@ -195,9 +199,11 @@ class _Trainer:
                     image, scale_factor=1 / scale, mode="bicubic", antialias=True
                 )
             total = total + schedule.guide * (small - guide).abs().mean()
-        quality, plain_small = None, small.detach()
+        quality, plain_small, lost = None, small.detach(), None
         if alone:
             small, quality = self._stored(small)
+            if schedule.whole:
+                image, small, quality, lost = self._cut(image, small, quality)
         elif schedule.codec in ("", "lossless"):
             if self.spent >= schedule.quantise:
                 small = self._rounded(small)
@@ -207,18 +213,20 @@ class _Trainer:
             coded, step, quality = self._proxied(small)
             small = self._rounded(coded.image)
             if schedule.real:  # the codec's own result, with the proxy's gradient
-                quality = (quality * 100).round()
-                stored = _through(schedule.codec, plain_small, quality)
+                stored, quality = _through(schedule.codec, plain_small, (quality * 100).round())
                 small = small + (stored - small).detach()
-                quality = quality / 100
             total = total + 12 * schedule.rate * coded.bits.mean()
         with self._autocast():
             restored = self.upscaler(small, quality)
         error = restored.float() - image
         if alone:
             assert quality is not None
-            floor = (self._steps(quality * 100) / 255).square() / 24
-            far = (error.square().mean((1, 2, 3)) + floor).log().mean()
+            far = error.square().mean((1, 2, 3))
+            if lost is None:
+                floor = (self._steps(quality * 100) / 255).square() / 24
+                far = (far + floor).log().mean()
+            else:
+                far = (far / lost).mean()
             if schedule.ssim:
                 far = far + (
                     schedule.ssim * _structure(restored.float(), image, schedule.ssim_scales).mean()
@@ -270,9 +278,32 @@ class _Trainer:
 
     @torch.no_grad()
     def _stored(self, small: Tensor) -> tuple[Tensor, Tensor]:
-        """LR through the storage codec itself, and the qualities in [0, 1]."""
+        """LR through the storage codec itself, and in [0, 1] what the upscaler is told of it."""
         quality = self._drawn(len(small)).round()
-        return _through(self.schedule.codec, small, quality), quality / 100
+        return _through(self.schedule.codec, small, quality, self.schedule.told)
+
+    @torch.no_grad()
+    def _cut(
+        self, image: Tensor, small: Tensor, quality: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Patches of HR and of the stored LR, their qualities, and the MSE of what they are of."""
+        scale, side = self.recipe.scale, self.schedule.patch // self.recipe.scale
+        plain = small
+        if scale > 1:
+            plain = functional.interpolate(small, scale_factor=scale, mode="bicubic")
+        lost = (plain - image).square().mean((1, 2, 3)).clamp_min(1e-7)
+        grid = 2  # a network of stride 2 wants even sides
+        found: list[tuple[Tensor, ...]] = []
+        for i in list(range(len(image))) * _CUTS:
+            room = (small.shape[-1] - side) // grid + 1
+            top, left = grid * self.patches.random.integers(room, size=2)
+            part = small[i, :, top : top + side, left : left + side]
+            high, wide = slice(top * scale, (top + side) * scale), left * scale
+            found.append((image[i, :, high, wide : wide + side * scale], part, quality[i], lost[i]))
+        images, smalls, qualities, losts = (
+            torch.stack(one) for one in zip(*found[: self.schedule.batch], strict=True)
+        )
+        return images, smalls, qualities, losts
 
     def update(self, budget: float) -> tuple[Tensor, float]:
         """One optimiser step; the learning rate follows the share of the budget already spent."""
@@ -282,7 +313,10 @@ class _Trainer:
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["ratio"]
-        image = self._coloured(self.patches.batch(self.schedule.batch)).to(
+        count = self.schedule.batch
+        if self.schedule.whole:
+            count = -(-count // _CUTS)
+        image = self._coloured(self.patches.batch(count)).to(
             self.device, memory_format=torch.channels_last
         )
         loss = self.loss(image)
@@ -334,9 +368,8 @@ class _Trainer:
                 small = self.downscaler(big).float().clamp(0, 1).mul(255).round().div(255)
                 quality = None
                 if codec:
-                    quality = torch.full((1,), middle, device=self.device).round()
-                    small = _through(codec, small, quality)
-                    quality = quality / 100
+                    asked = torch.full((1,), middle, device=self.device).round()
+                    small, quality = _through(codec, small, asked, self.schedule.told)
                 restored = self.upscaler(small, quality).float().clamp(0, 1).mul(255).round() / 255
                 total -= 10 * math.log10(max(float(((restored - big) ** 2).mean()), 1e-10))
                 if len(self.shown) < 4:
@@ -439,8 +472,12 @@ def _picture(image: Tensor) -> Any:
     return image[0].expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
 
 
-def _through(name: str, small: Tensor, quality: Tensor) -> Tensor:
+def _through(
+    name: str, small: Tensor, quality: Tensor, told: str = "quality"
+) -> tuple[Tensor, Tensor]:
     """LR ``(N, 3, h, w)`` encoded and decoded by a storage codec at whole qualities ``(N,)``.
+
+    With it comes what the upscaler is told, ``(N,)`` in [0, 1]: the recipe's ``told`` says what.
 
     With less effort than photos get: what is lost is much the same, and AVIF's speed 5 would take
     longer than the networks.
@@ -448,12 +485,13 @@ def _through(name: str, small: Tensor, quality: Tensor) -> Tensor:
     codec = storage.by_name(name)
     levels = small.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     size = (levels.shape[2], levels.shape[1])
-    decoded = [
-        codec.decode(codec.encode(image, int(q), 1, effort=2), size, 3, 1)
-        for image, q in zip(levels, quality, strict=True)
-    ]
+    decoded, says = [], []
+    for image, q in zip(levels, quality.tolist(), strict=True):
+        data = codec.encode(image, int(q), 1, _EFFORT)
+        decoded.append(codec.decode(data, size, 3, 1))
+        says.append(coarseness.told(told, codec, image, q, data, 1, _EFFORT))
     found = torch.from_numpy(np.stack(decoded)).to(small.device)
-    return found.permute(0, 3, 1, 2).float().div(255)
+    return found.permute(0, 3, 1, 2).float().div(255), quality.new_tensor(says) / 100
 
 
 def train(

@@ -38,10 +38,15 @@ class Schedule:
     ``quality_low`` and ``quality_high`` for each sample, and the loss becomes distortion plus
     ``rate`` times bits (see :meth:`.loop._Trainer.loss`). With ``real`` the codec itself gives LR
     back, and the proxy only its gradient and the bits; with a ``downscaler_rate`` of 0 as well, the
-    upscaler learns alone. ``bounds`` weighs an L1 distance of LR from [0, 1]. ``lossless`` adds
-    ``rate`` times the bits that lossless storage would take to the plain loss. ``tint`` weighs,
-    without a lossy codec, squared errors of colour that remain over 8 x 8 pixels, 1 as ``mse``
-    does: networks that hide detail in colour give it back as a tint in fine patterns.
+    upscaler learns alone. ``whole`` is for such upscalers: the codec is given so many HR pixels a
+    side, and patches are cut from what it gives back, as it shares bits out over a photo and not
+    over a patch; errors then count relative to those of the whole. ``told`` is what the upscaler is
+    told, the codec's own ``quality`` or the ``step`` that it came to (:mod:`carcodec.coarseness`),
+    for codecs whose quality is that of the whole image. ``bounds`` weighs an L1 distance of LR
+    from [0, 1]. ``lossless`` adds ``rate`` times the bits that lossless storage would take to the
+    plain loss. ``tint`` weighs, without a lossy codec, squared errors of colour that remain over
+    8 x 8 pixels, 1 as ``mse`` does: networks that hide detail in colour give it back as a tint in
+    fine patterns.
     ``decimate`` is the share of patches that are every second pixel of a photo, aliases and
     all, where such patterns abound. ``ssim`` weighs
     log(1 - SSIM) of luma beside the logarithm of the MSE, where the upscaler learns alone with the
@@ -75,6 +80,8 @@ class Schedule:
     quality_high: float = 90.0
     rate: float = 0.1155
     real: bool = False
+    whole: int = 0
+    told: str = "quality"
     tint: float = 0.0
     decimate: float = 0.0
     ssim: float = 0.0
@@ -165,6 +172,20 @@ def load_recipe(path: Path) -> Recipe:
             f"{path} [training]: ssim is for upscalers that learn alone: real = true, and "
             "downscaler_rate = 0 or scale 1"
         )
+    if recipe.training.told not in ("quality", "step"):
+        raise RecipeError(f"{path} [training]: told must be 'quality' or 'step'")
+    if recipe.training.told == "step" and not recipe.training.whole:
+        raise RecipeError(f"{path} [training]: told = 'step' wants whole: a patch has its own step")
+    if recipe.training.whole:
+        if not (recipe.training.real and alone):
+            raise RecipeError(
+                f"{path} [training]: whole is for upscalers that learn alone: real = true, and "
+                "downscaler_rate = 0 or scale 1"
+            )
+        if recipe.training.whole < recipe.training.patch:
+            raise RecipeError(f"{path} [training]: whole must be at least patch")
+        if recipe.training.whole % (2 * recipe.scale):
+            raise RecipeError(f"{path} [training]: whole must be a multiple of {2 * recipe.scale}")
     if recipe.training.revive < 0:
         raise RecipeError(
             f"{path} [training]: revive must be 0 or more, not {recipe.training.revive}"

@@ -99,6 +99,11 @@ class ModelCard:
         return "" if codec == "lossless" else codec
 
     @property
+    def told(self) -> str:
+        """What of its storage the upscaler is told: the codec's ``quality``, or its ``step``."""
+        return str(self.training.get("recipe", {}).get("told", "quality"))
+
+    @property
     def grey(self) -> bool:
         """Whether LR of a colour photo is one grey plane."""
         return self.downscaler.family == "tad-grey"
