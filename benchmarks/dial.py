@@ -4,14 +4,14 @@
 
 Needs the compare extra.
 
-PHOTOS are ones that no evaluation uses. For each storage codec, its models are coded at many
-qualities; the upper convex hull of the means over photos says which models serve, in which order.
-A model serves up to the last quality at which the median photo takes no more bits than the next
-model needs for the same PSNR: by SSIM it then takes fewer. Where one model hands over to the next,
-the next begins at the first quality at which every photo is both larger and better than at the last
-quality of the one before, so that the dial climbs in bytes and in quality. Between ends, the dial
-is linear in the codec's quality, and the share of the dial that a model gets is its share of the
-logarithm of bits.
+PHOTOS are ones that no evaluation uses; storage codecs that are not named keep their dials. For
+each storage codec, its models are coded at many qualities; the upper convex hull of the means over
+photos says which models serve, in which order. A model serves up to the last quality at which the
+median photo takes no more bits than the next model needs for the same PSNR: by SSIM it then takes
+fewer. Where one model hands over to the next, the next begins at the first quality at which every
+photo is both larger and better than at the last quality of the one before, so that the dial climbs
+in bytes and in quality. Between ends, the dial is linear in the codec's quality, and the share of
+the dial that a model gets is its share of the logarithm of bits.
 
 --check walks the finished dial over other photos and counts the steps that fall.
 """
@@ -19,6 +19,7 @@ logarithm of bits.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +111,20 @@ def toml(storage: str, chosen: list[tuple[str, float, float]], grids: dict[str, 
         ends = [float(np.log(grids[model][q][:, 0]).mean()) for q in (low, high)]
         spans.append(max(ends[1] - ends[0], 1e-6))
     ends = np.rint(100 * np.cumsum(spans) / sum(spans)).astype(int).tolist()
-    lines = [f"{storage} = ["]
-    first = 0
+    found, first = [], 0
     for (model, low, high), last in zip(chosen, ends, strict=True):
-        lines.append(
-            f'    {{ model = "{model}", dial = [{first}, {last}], quality = [{low:g}, {high:g}] }},'
-        )
+        found.append(dial._Part(model, (first, last), (low, high)))
         first = last + 1
-    return "\n".join([*lines, "]"])
+    return listed(storage, found)
+
+
+def listed(storage: str, found: Iterable[dial._Part]) -> str:
+    lines = [
+        f'    {{ model = "{p.model}", dial = [{p.dial[0]:g}, {p.dial[1]:g}], '
+        f"quality = [{p.quality[0]:g}, {p.quality[1]:g}] }},"
+        for p in found
+    ]
+    return "\n".join([f"{storage} = [", *lines, "]"])
 
 
 def check(photos: list[np.ndarray], storage: str) -> None:
@@ -157,17 +164,18 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     arguments = parser.parse_args()
     photos = load(arguments.photos, arguments.limit)
-    texts = []
+    texts = {name: listed(name, found) for name, found in dial._table().dials.items()}
     for storage in arguments.storages:
         grid = [float(q) for q in range(3, 99, arguments.step)]
         grids = {m: measure(photos, m, storage, grid) for m in dial.branches(storage)}
         for model, quality in vertices(grids):
             bpp, psnr = grids[model][quality].mean(0)
             print(f"{storage} hull: {model} q{quality:g} {bpp:.3f} bpp {psnr:.2f} dB")
-        texts.append(toml(storage, parts(grids), grids))
+        texts[storage] = toml(storage, parts(grids), grids)
     kept = [f'{scale} = "{model}"' for scale, model in dial._table().lossless.items()]
     lossless = ["[lossless]  # which model stores LR losslessly, by scale; chosen by hand", *kept]
-    text = "\n".join([HEAD + 'auto = "avif"\n', *lossless, "", "[dials]", *texts]) + "\n"
+    text = "\n".join([HEAD + 'auto = "avif"\n', *lossless, "", "[dials]", *texts.values()])
+    text += "\n"
     print(text)
     if arguments.write:
         atomic.write(DIAL, text.encode())

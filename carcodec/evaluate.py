@@ -410,7 +410,10 @@ def beside(label: str, scales: Sequence[int] = ()) -> tuple[list[str], list[str]
         CompareError: no such table.
     """
     if label not in tables():
-        raise CompareError(f"unknown table {label!r}: choose from {', '.join(tables())}")
+        raise CompareError(
+            f"unknown table {label!r}: choose from {', '.join(tables())}, or for RSRNet 4 see "
+            "`carcodec compare --preset rsrnet-table4`"
+        )
     chosen = [p for p in printed(label) if p.scale in (scales or [p.scale])]
     wanted = sorted({name for p in chosen for name in p.ours}, key=_by_scale)
     there, missing = [], []

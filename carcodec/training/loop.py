@@ -169,7 +169,8 @@ class _Trainer:
         stands for eq. 8: 0.1155 step² is what a bit is worth where a fine quantiser of that step
         is best. Where the real codec trains the upscaler alone it is log(MSE + step² / 24), so that
         every quality counts in dB, and flat patches do not outweigh the rest; where it was given
-        more than the patch, MSE over that of plain bicubic upscaling of all that it was given.
+        more than the patch, half the MSE of plain bicubic upscaling of all that it was given stands
+        in for the step.
         """
         schedule, scale = self.schedule, self.recipe.scale
         alone = schedule.real and not self._downscaler_learns
@@ -221,12 +222,8 @@ class _Trainer:
         error = restored.float() - image
         if alone:
             assert quality is not None
-            far = error.square().mean((1, 2, 3))
-            if lost is None:
-                floor = (self._steps(quality * 100) / 255).square() / 24
-                far = (far + floor).log().mean()
-            else:
-                far = (far / lost).mean()
+            floor = lost / 2 if lost is not None else (self._steps(quality * 100) / 255) ** 2 / 24
+            far = (error.square().mean((1, 2, 3)) + floor).log().mean()
             if schedule.ssim:
                 far = far + (
                     schedule.ssim * _structure(restored.float(), image, schedule.ssim_scales).mean()
@@ -291,7 +288,7 @@ class _Trainer:
         plain = small
         if scale > 1:
             plain = functional.interpolate(small, scale_factor=scale, mode="bicubic")
-        lost = (plain - image).square().mean((1, 2, 3)).clamp_min(1e-7)
+        lost = (plain - image).square().mean((1, 2, 3)).clamp_min(1 / 255**2)
         grid = 2  # a network of stride 2 wants even sides
         found: list[tuple[Tensor, ...]] = []
         for i in list(range(len(image))) * _CUTS:

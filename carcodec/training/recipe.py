@@ -40,7 +40,7 @@ class Schedule:
     back, and the proxy only its gradient and the bits; with a ``downscaler_rate`` of 0 as well, the
     upscaler learns alone. ``whole`` is for such upscalers: the codec is given so many HR pixels a
     side, and patches are cut from what it gives back, as it shares bits out over a photo and not
-    over a patch; errors then count relative to those of the whole. ``told`` is what the upscaler is
+    over a patch. ``told`` is what the upscaler is
     told, the codec's own ``quality`` or the ``step`` that it came to (:mod:`carcodec.coarseness`),
     for codecs whose quality is that of the whole image. ``bounds`` weighs an L1 distance of LR
     from [0, 1]. ``lossless`` adds ``rate`` times the bits that lossless storage would take to the
