@@ -14,7 +14,7 @@ from onnx import TensorProto, inliner
 from onnx.helper import make_tensor_value_info
 from onnx.utils import Extractor
 
-from carcodec.engines import Network, int8
+from carcodec.engines import Network, int8, sampling
 from carcodec.errors import EngineError
 from carcodec.zoo import ModelCard
 
@@ -53,13 +53,22 @@ def load(card: ModelCard, side: str, threads: int = 0, options: tuple[str, ...] 
     def compile(part: onnx.ModelProto, config: dict[str, str]) -> Any:
         if part.functions:  # OpenVINO's reader knows no local functions
             part = inliner.inline_local_functions(part)
-        network = core.read_model(part.SerializeToString(), b"")
-        return core.compile_model(network, "CPU", config)
+        return core.compile_model(read(part), "CPU", config)
+
+    def read(part: onnx.ModelProto) -> Any:
+        return core.read_model(part.SerializeToString(), b"")
 
     try:
-        if any(node.op_type == _RESAMPLER for node in model.graph.node):
-            trunk, rest = _split(model)
-            compiled = [compile(trunk, free), compile(rest, exact)]
+        nodes = [node for node in model.graph.node if node.op_type == _RESAMPLER]
+        if nodes and (last := _last(model, nodes[0])):
+            trunk = sampling.channels_last(read(_trunk(model, last)))
+            given: dict[str, int] = {a.name: a.i for a in nodes[0].attribute}
+            rest = sampling.resampler(
+                given["scale"], given["kernel"], bool(given["convex"]),
+                *(_parameters(model, layer) for layer in last),
+            )  # fmt: skip
+            compiled = [core.compile_model(trunk, "CPU", free)]
+            compiled.append(core.compile_model(rest, "CPU", exact))
         else:
             compiled = [compile(model, free if side == "upscaler" else exact)]
     except Exception as error:
@@ -106,23 +115,27 @@ def _keep_sums(model: onnx.ModelProto) -> None:
                 node.input[i] = instead[name]
 
 
-def _split(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """A downscaler's features, and from the photo and these its last layers and resampling."""
+def _last(model: onnx.ModelProto, resampler: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """The last layers of a downscaler's kernels and offsets; none where it has no offsets."""
     made_by = {output: node for node in model.graph.node for output in node.output}
-    channels = {
-        weight.name: weight.dims[1] for weight in model.graph.initializer if weight.dims[1:]
-    }
-    resampler = next(node for node in model.graph.node if node.op_type == _RESAMPLER)
     heads = [made_by[head] for head in resampler.input[1:]]
-    last = [layer for layer in heads if layer.op_type == "Conv"]  # there may be no offsets
-    features = [layer.input[0] for layer in last]
+    return heads if all(layer.op_type == "Conv" for layer in heads) else []
+
+
+def _trunk(model: onnx.ModelProto, last: list[onnx.NodeProto]) -> onnx.ModelProto:
+    """A downscaler's features: what the last layers read."""
     model.graph.value_info.extend(
-        make_tensor_value_info(name, TensorProto.FLOAT, [1, channels[layer.input[1]], "h", "w"])
-        for name, layer in zip(features, last, strict=True)
+        make_tensor_value_info(
+            layer.input[0], TensorProto.FLOAT, [1, _parameters(model, layer)[0].shape[1], "h", "w"]
+        )
+        for layer in last
     )
-    photo, small = model.graph.input[0].name, model.graph.output[0].name
-    extractor = Extractor(model)
-    return (
-        extractor.extract_model([photo], features),
-        extractor.extract_model([photo, *features], [small]),
-    )
+    photo = model.graph.input[0].name
+    return Extractor(model).extract_model([photo], [layer.input[0] for layer in last])
+
+
+def _parameters(model: onnx.ModelProto, layer: onnx.NodeProto) -> sampling.Layer:
+    """Weights ``(outputs, inputs)`` and biases of a 1×1 convolution."""
+    found = {w.name: w for w in model.graph.initializer if w.name in layer.input}
+    weight, bias = (onnx.numpy_helper.to_array(found[name]) for name in layer.input[1:])
+    return weight.reshape(weight.shape[:2]), bias

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 from torch import nn
 
+from carcodec.engines import sampling
 from carcodec.networks import blocks, car
 from carcodec.training.graph import DOMAIN, OPSET, resample_function
 
@@ -107,6 +109,39 @@ def test_onnx_function_agrees_with_float64(scale: int, convex: bool, taipei: Ima
         expected = reference(image, weights[0].numpy(), offsets[0].numpy(), scale)
         levels = np.clip(expected * 255, 0, 255)
         assert np.abs(found * 255 - levels).max() < 0.5 + 1e-3  # rounding, and nothing else
+        assert np.abs(found * 255 - np.rint(found * 255)).max() < 1e-3
+
+
+@scales
+@kinds
+def test_openvinos_operators_agree_with_float64(
+    scale: int, convex: bool, taipei: Image.Image
+) -> None:
+    """Heads are made of features here: a few, by a last layer of each."""
+    core, random = openvino.Core(), np.random.default_rng(5)
+    k2, few = 9 * scale * scale, 5
+    layers = [
+        (random.normal(0, 0.1 * size, (n, few)), random.normal(0, 0.4 * size, n))
+        for n, size in ((k2, 0.3), (2 * k2, 1.0))
+    ]
+    layers = [(w.astype(np.float32), b.astype(np.float32)) for w, b in layers]
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    graph = sampling.resampler(scale, 3 * scale, convex, *layers)
+    network = core.compile_model(graph, "CPU", exact)
+    for seed in range(3):
+        image = sample(scale, taipei, seed)[0]
+        h, w = (side // scale for side in image.shape[1:])
+        features = [random.normal(0, 2, (1, h, w, few)).astype(np.float32) for _ in layers]
+        found = network([image[None], *features])[0][0]
+        raw_weights, raw_offsets = (
+            torch.from_numpy(x[0].astype(np.float64) @ weight.T.astype(np.float64) + bias)
+            for x, (weight, bias) in zip(features, layers, strict=True)
+        )
+        weights = car.normalised_weights(raw_weights.permute(2, 0, 1)[None], convex)
+        offsets = car.bounded_offsets(raw_offsets.permute(2, 0, 1)[None], scale)
+        expected = reference(image, weights[0].numpy(), offsets[0].numpy(), scale)
+        levels = np.clip(expected * 255, 0, 255)
+        assert np.abs(found * 255 - levels).max() < 0.5 + 1e-2  # rounding, and nothing else
         assert np.abs(found * 255 - np.rint(found * 255)).max() < 1e-3
 
 
