@@ -321,15 +321,12 @@ def downscale(
         levels = levels[:, : target.shape[0], : target.shape[1]]
         target[...] = levels.transpose(1, 2, 0) if target.ndim == 3 else levels[0]
 
-    # Small windows stay in the cache, large ones repeat less of their halo. What the resampler
-    # gathers grows with the scale.
     step = card.step("downscaler")
-    window = tile or max(64, card.downscaler.halo * (16 if step.scale <= 2 else 12))
     tiling.run(
         _over(step, "downscaler", engine, threads),
         padded,
         _multiple(card.downscaler.halo),
-        _multiple(max(window, 2 * card.downscaler.halo + 4)),
+        _multiple(max(tile or step.window, 2 * card.downscaler.halo + 4)),
         read,
         write,
         steps=card.downscaler.steps,

@@ -67,9 +67,8 @@ def profile(card: ModelCard, side: str) -> Profile:
     if side == "upscaler":
         least = card.upscaler.stride
         return least, 512 * least, max(512 * least, 2 * card.upscaler.halo + 2)
-    scale, halo = card.scale, card.downscaler.halo
-    usual = max(64, halo * (16 if scale <= 2 else 12), 2 * halo + 4)
-    return 4 * scale, usual * scale, usual * scale
+    usual = card.window * card.scale
+    return 4 * card.scale, usual, usual
 
 
 def batch(card: ModelCard, side: str, plugin: bool) -> int:

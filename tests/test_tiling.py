@@ -46,7 +46,11 @@ def test_tiles_equal_one_pass(engine: str, tiny: zoo.ModelCard, taipei: Image.Im
     colour = np.asarray(taipei.crop((200, 300, 439, 477)))  # odd sides
     whole = codec.downscale(colour, tiny, engine, 2, tile=4096)
     for tile in (22, 36, 64):
-        assert np.array_equal(codec.downscale(colour, tiny, engine, 2, tile=tile), whole)
+        tiled = codec.downscale(colour, tiny, engine, 2, tile=tile)
+        difference = np.abs(tiled.astype(int) - whole)
+        # GridSample's coordinates are shares of a tile, and so are rounded otherwise in each
+        assert difference.max() <= (engine == "openvino")
+        assert (difference > 0).mean() <= 5e-4
     size = (colour.shape[1], colour.shape[0])
     restored = codec.upscale(whole, size, 8, tiny, engine, 2, tile=4096).astype(int)
     for tile in (13, 40, 64):

@@ -130,6 +130,14 @@ class ModelCard:
         steps = getattr(self, side).steps
         return dataclasses.replace(self, scale=round(self.scale ** (1 / steps)))
 
+    @property
+    def window(self) -> int:
+        """Side in LR pixels of the tiles that a downscaler usually gets, halo included.
+
+        Large ones repeat less of their halo, and hold more; what CAR gathers grows with the scale.
+        """
+        return max(312 if self.scale <= 2 else 208, 2 * self.downscaler.halo + 4)
+
     def lr_channels(self, channels: int) -> int:
         """How many LR has of a photo of 1 or 3, alpha left out."""
         return 1 if self.grey else 3 if self.mixes else channels
