@@ -1,14 +1,16 @@
 """Write docs/RESULTS.md, docs/rd.png and README's table: carcodec compared on the evaluation sets.
 
     python benchmarks/results.py EVAL [--sets Kodak Set5 …] [--sample] [--cache FOLDER]
-        [--engine openvino:fp32] [--report FOLDER] [--figures figures.json]
+        [--engine openvino:fp32] [--report FOLDER] [--figures figures.json] [--storage jpeg2000]
 
 EVAL holds the sets as folders of PNG files. Everything goes through carcodec.compare, which
 remembers each result in --cache, so that a run goes on where it stopped: all of it takes hours.
 --sample takes every fourth picture of Urban100. Kodak is measured up to 2 bits per pixel, the other
 sets up to 0.5. --engine openvino:fp32 keeps machines with bfloat16 to the figures of those without.
 --figures writes what `carcodec export --measured` puts onto the cards. --report
-writes Kodak's report there as well.
+writes Kodak's report there as well. --storage measures the models of one storage codec alone and
+puts their rows into the page that is there; it is for AVIF's rivals, which the hull over all and
+the dial do not use.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import json
 import math
 import platform
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +85,8 @@ def losses(found: Comparison) -> list[str]:
     """Per picture: against the storage codec itself, and against AVIF as libavif makes it."""
     lines = []
     for family, own in OWN.items():
+        if not any(family in about["families"] for about in found.codecs.values()):
+            continue
         for span in SPANS[:2]:
             delta = found.bd_rate(own, "psnr", span)[family]
             values = {k: v for k, v in delta.by_picture.items() if math.isfinite(v)}
@@ -180,6 +185,36 @@ def page(
     return "\n".join(lines) + "\n"
 
 
+def merged(old: str, new: str, titles: set[str], note: str) -> str:
+    """The page ``old`` with the rows of ``new`` that have these titles, versions left out."""
+
+    def keyed(text: str) -> list[tuple[tuple[str, ...], str]]:
+        section = table = ""
+        before, found = "", []
+        for line in text.splitlines():
+            key: tuple[str, ...] = ()
+            cell = re.sub(r" v\d+,", ",", line.strip("|").partition("|")[0].strip())
+            if line.startswith("## "):
+                section = line
+            elif line.startswith("|") and not before.startswith("|"):
+                table = cell
+            elif line.startswith("|"):
+                key = (section, table, cell)
+            elif line.startswith("- "):
+                cell = line[2:].partition(" against ")[0]
+                key = (section, line.partition(":")[0], cell)
+            before = line
+            found.append((key, line))
+        return found
+
+    rows = {key: line for key, line in keyed(new) if key and key[-1] in titles}
+    lines = [rows.get(key, line) for key, line in keyed(old)]
+    begun = note.partition(" were measured")[0]
+    lines = [line for line in lines if not line.startswith(begun)]
+    at = next(i for i, line in enumerate(lines) if line.startswith("Written by")) + 1
+    return "\n".join([*lines[:at], note, *lines[at:]]) + "\n"
+
+
 def readme_table(found: Comparison, looks: Comparison, efforts: dict[int, Comparison]) -> str:
     """The hull, also at the speed of the anchor AVIF, and the dial."""
     similar = [(found, "ssim"), (found, "ms-ssim"), (looks, LOOKS)]
@@ -244,9 +279,15 @@ def main() -> None:
     parser.add_argument("--figures", type=Path)
     parser.add_argument("--jobs", type=int, default=0)
     parser.add_argument("--engine", default="auto")
+    parser.add_argument("--storage", choices=["jpeg2000"], help="its models alone")
     arguments = parser.parse_args()
     engine = arguments.engine
-    chosen = [*carcodecs(engine=engine), *standard(ANCHORS)]
+    own = carcodecs(
+        [arguments.storage] if arguments.storage else ["avif", "jpeg2000"], engine=engine
+    )
+    if arguments.storage:  # the hull over these is not carcodec's
+        own = [replace(c, families=(f"carcodec-{arguments.storage}",)) for c in own]
+    chosen = [*own, *standard(ANCHORS)]
     found: dict[str, Comparison] = {}
     efforts: dict[int, Comparison] = {}
     looks: Comparison | None = None
@@ -276,10 +317,10 @@ def main() -> None:
             kodak = name == "Kodak"
             most, wanted = (2.0, MANY) if kodak else (0.5, FEW)
             found[name] = measured(name, pictures, chosen, most, wanted)
-            if kodak:
+            if kodak and not arguments.storage:
                 few = [*carcodecs(["avif"], engine=engine), *standard(ANCHORS)]
                 looks = measured(f"{name}, {TITLES[LOOKS]}", pictures, few, 0.5, (LOOKS,))
-            for effort in EFFORTS if kodak else ():
+            for effort in EFFORTS if kodak and not arguments.storage else ():
                 slower = carcodecs(["avif"], engine=engine, effort=effort)
                 slower = [*(c for c in slower if c.name != DIAL), *standard(ANCHORS)]
                 title = f"{name}, --effort {effort}"
@@ -291,8 +332,21 @@ def main() -> None:
         command += " --sample"
     if engine != "auto":
         command += f" --engine {engine}"
+    if arguments.storage:
+        command += f" --storage {arguments.storage}"
     text = page(found, looks, efforts, command, EVERY if arguments.sample else {})
-    atomic.write(ROOT / "docs" / "RESULTS.md", text.encode())
+    target = ROOT / "docs" / "RESULTS.md"
+    if arguments.storage:
+        one = next(iter(found.values()))
+        family = one.title(f"carcodec-{arguments.storage}")
+        titles = {re.sub(r" v\d+,", ",", c.title or c.name) for c in own} | {family}
+        what = family.partition(", ")[2]
+        note = f"The rows of {what} were measured again by `{command}` on {one.date}."
+        text = merged(target.read_text("utf-8"), text, titles, note)
+    atomic.write(target, text.encode())
+    if arguments.figures and "Kodak" in found:
+        content = json.dumps(figures(found["Kodak"], "Kodak"), indent=1)
+        atomic.write(arguments.figures, content.encode())
     if looks is None:
         return
     kodak_found = found["Kodak"]
@@ -304,9 +358,6 @@ def main() -> None:
     table = marks[0] + readme_table(kodak_found, looks, efforts) + marks[1]
     old = readme.read_text("utf-8")
     readme.write_text(re.sub(pattern, lambda _: table, old, flags=re.DOTALL), "utf-8")
-    if arguments.figures:
-        content = json.dumps(figures(kodak_found, "Kodak"), indent=1)
-        atomic.write(arguments.figures, content.encode())
     if arguments.report:
         report.write(kodak_found, arguments.report, codecs=chosen)
 
