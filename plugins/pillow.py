@@ -20,9 +20,9 @@ class CarimgImageFile(ImageFile.ImageFile):
     """A .carimg file as Pillow sees it.
 
     ``mode``, ``size`` and ``info`` (``model``, ``model_version``, ``scale``, ``storage``,
-    ``quality``, and ``exif``, ``icc_profile``, ``xmp`` where present) come without decoding
-    anything. ``load()`` decodes; after ``draft()`` asked for a size no larger than the stored
-    small image (``thumbnail()`` does), that image is loaded and no network runs.
+    ``quality``, which the upscaler is told, and ``exif``, ``icc_profile``, ``xmp`` where present)
+    come without decoding anything. ``load()`` decodes; after ``draft()`` asked for a size no larger
+    than the stored small image (``thumbnail()`` does), that image is loaded and no network runs.
     """
 
     format = FORMAT

@@ -29,7 +29,7 @@ from carcodec.errors import (
     TrainingError,
 )
 from carcodec.networks import families
-from carcodec.training import loop, precision
+from carcodec.training import loop, losses, precision
 from carcodec.training.data import Patches, load_images, split
 from carcodec.training.export import checkpoint_networks, export
 from carcodec.training.optimiser import Muon
@@ -383,7 +383,7 @@ def test_ssim_in_the_loss_is_ssim_in_the_result(
         changes |= {"conditioned": "true", "low": 5, "high": 15, "ssim": weight}
         trainer, _ = trained(recipe(tmp_path, **changes), data)
         trainer._put(trainer.average)
-        stored = loop._through("webp", trainer._centre(part), torch.full((1,), 10.0))[0]
+        stored = losses.through("webp", trainer._centre(part), torch.full((1,), 10.0))[0]
         with torch.no_grad():
             restored = trainer.upscaler(stored, torch.full((1,), 0.1))
         image = restored.clamp(0, 1).mul(255).round().byte()[0].permute(1, 2, 0).numpy()
@@ -725,16 +725,16 @@ def test_a_share_of_the_patches_is_every_second_pixel() -> None:
 
 def test_tint_is_the_colour_error_that_a_blur_leaves() -> None:
     grey = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)).sub(0.5)
-    assert float(loop._tint(grey.expand(1, 3, 32, 32))) == 0
+    assert float(losses.tint(grey.expand(1, 3, 32, 32))) == 0
     pattern = torch.zeros(1, 3, 32, 32)
     pattern[:, 0, ::2], pattern[:, 0, 1::2] = 0.1, -0.1  # red, but not over 8 x 8 pixels
-    assert float(loop._tint(pattern)) < 1e-12
+    assert float(losses.tint(pattern)) < 1e-12
     faint = torch.zeros(1, 3, 32, 32)
     faint[:, 2] = 0.9 / 255
-    assert float(loop._tint(faint)) == 0
+    assert float(losses.tint(faint)) == 0
     red = torch.zeros(1, 3, 32, 32)
     red[:, 0] = 11 / 255  # of the two differences one
-    assert float(loop._tint(red)) == pytest.approx((10 / 255) ** 2 / 2, rel=1e-4)
+    assert float(losses.tint(red)) == pytest.approx((10 / 255) ** 2 / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pytorch_msssim import ssim
 from torch import Tensor, nn
 from torch.nn import functional
 
-from carcodec import atomic, coarseness, storage, zoo
+from carcodec import atomic, zoo
 from carcodec.errors import MissingDependencyError, TrainingError
 from carcodec.networks import car, families, tad
-from carcodec.training import precision, proxies
+from carcodec.training import losses, precision, proxies
 from carcodec.training.data import Patches, load_images, split
 from carcodec.training.optimiser import build_optimisers
 from carcodec.training.recipe import Recipe
@@ -33,7 +32,6 @@ from carcodec.training.world import World, join
 __all__ = ["Progress", "build_networks", "load_checkpoint", "train"]
 
 _CUTS = 2  # patches of each part of a photo that the storage codec is given whole
-_EFFORT = 2  # of the storage codec
 
 
 @dataclass(frozen=True)
@@ -214,7 +212,9 @@ class _Trainer:
             coded, step, quality = self._proxied(small)
             small = self._rounded(coded.image)
             if schedule.real:  # the codec's own result, with the proxy's gradient
-                stored, quality = _through(schedule.codec, plain_small, (quality * 100).round())
+                stored, quality = losses.through(
+                    schedule.codec, plain_small, (quality * 100).round()
+                )
                 small = small + (stored - small).detach()
             total = total + 12 * schedule.rate * coded.bits.mean()
         with self._autocast():
@@ -226,7 +226,8 @@ class _Trainer:
             far = (error.square().mean((1, 2, 3)) + floor).log().mean()
             if schedule.ssim:
                 far = far + (
-                    schedule.ssim * _structure(restored.float(), image, schedule.ssim_scales).mean()
+                    schedule.ssim
+                    * losses.structure(restored.float(), image, schedule.ssim_scales).mean()
                 )
         elif quality is not None:
             far = (12 * (error * 255 / step.view(-1, 1, 1, 1)).square()).mean()
@@ -236,7 +237,7 @@ class _Trainer:
         else:
             far = error.abs().mean()  # eq. 8
         if schedule.tint:
-            far = far + 20 * schedule.tint * _tint(error)
+            far = far + 20 * schedule.tint * losses.tint(error)
         loss: Tensor = total + far
         return loss
 
@@ -277,7 +278,7 @@ class _Trainer:
     def _stored(self, small: Tensor) -> tuple[Tensor, Tensor]:
         """LR through the storage codec itself, and in [0, 1] what the upscaler is told of it."""
         quality = self._drawn(len(small)).round()
-        return _through(self.schedule.codec, small, quality, self.schedule.told)
+        return losses.through(self.schedule.codec, small, quality, self.schedule.told)
 
     @torch.no_grad()
     def _cut(
@@ -366,7 +367,7 @@ class _Trainer:
                 quality = None
                 if codec:
                     asked = torch.full((1,), middle, device=self.device).round()
-                    small, quality = _through(codec, small, asked, self.schedule.told)
+                    small, quality = losses.through(codec, small, asked, self.schedule.told)
                 restored = self.upscaler(small, quality).float().clamp(0, 1).mul(255).round() / 255
                 total -= 10 * math.log10(max(float(((restored - big) ** 2).mean()), 1e-10))
                 if len(self.shown) < 4:
@@ -442,53 +443,9 @@ class _Trainer:
             self.patches.random = np.random.default_rng([self.world.rank, self.step])
 
 
-def _structure(restored: Tensor, image: Tensor, scales: int) -> Tensor:
-    """log(1 - SSIM) of luma, the mean of full size, half, quarter ...: ``(N,)``."""
-    weights = image.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-    pair = torch.cat((restored.clamp(0, 1), image)).mul(weights).sum(1, keepdim=True)
-    found = []
-    for _ in range(scales):
-        likeness = ssim(*pair.chunk(2), data_range=1, size_average=False)
-        found.append((1 - likeness + 1e-3).log())
-        pair = functional.avg_pool2d(pair, 2)
-    return torch.stack(found).mean(0)
-
-
-def _tint(error: Tensor) -> Tensor:
-    """Mean square of what R - G and B - G are off by over 8 x 8 pixels, beyond one level.
-
-    Nobody sees one level; without the threshold the term would be spent on what is everywhere
-    instead of on the few places where it is 20.
-    """
-    differences = functional.avg_pool2d(error[:, ::2] - error[:, 1:2], 8, 4)
-    return functional.relu(differences.abs() - 1 / 255).square().mean()
-
-
 def _picture(image: Tensor) -> Any:
     """``(1, 1 or 3, H, W)`` to ``(H, W, 3)``."""
     return image[0].expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
-
-
-def _through(
-    name: str, small: Tensor, quality: Tensor, told: str = "quality"
-) -> tuple[Tensor, Tensor]:
-    """LR ``(N, 3, h, w)`` encoded and decoded by a storage codec at whole qualities ``(N,)``.
-
-    With it comes what the upscaler is told, ``(N,)`` in [0, 1]: the recipe's ``told`` says what.
-
-    With less effort than photos get: what is lost is much the same, and AVIF's speed 5 would take
-    longer than the networks.
-    """
-    codec = storage.by_name(name)
-    levels = small.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    size = (levels.shape[2], levels.shape[1])
-    decoded, says = [], []
-    for image, q in zip(levels, quality.tolist(), strict=True):
-        data = codec.encode(image, int(q), 1, _EFFORT)
-        decoded.append(codec.decode(data, size, 3, 1))
-        says.append(coarseness.told(told, codec, image, q, data, 1, _EFFORT))
-    found = torch.from_numpy(np.stack(decoded)).to(small.device)
-    return found.permute(0, 3, 1, 2).float().div(255), quality.new_tensor(says) / 100
 
 
 def train(
@@ -544,19 +501,19 @@ def train(
         psnr: float | None = None
         now = last = time.monotonic()
         reported = saved = validated = now
-        losses: list[Tensor] = []
+        recent: list[Tensor] = []
         while trainer.minutes < budget:
             loss, rate = trainer.update(budget)
-            losses.append(loss)
+            recent.append(loss)
             now = time.monotonic()
             trainer.minutes = world.same(trainer.minutes + (now - last) / 60, own)
             last = now
             if not world.first:
-                losses.clear()
+                recent.clear()
                 continue
             finished = trainer.minutes >= budget
             if now - reported >= report_every or finished:
-                mean = float(torch.stack(losses).mean())
+                mean = float(torch.stack(recent).mean())
                 psnr = None
                 if now - validated >= validate_every or finished:
                     psnr, validated = trainer.validate(), now
@@ -566,7 +523,7 @@ def train(
                     if tensorboard:
                         _events(out, trainer.step, shown, mean, rate, psnr)
                 report(Progress(trainer.step, trainer.minutes, budget, mean, rate, psnr))
-                reported, losses = now, []
+                reported, recent = now, []
             if now - saved >= checkpoint_every or finished:
                 trainer.save(checkpoint)
                 saved = now
