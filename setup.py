@@ -13,16 +13,17 @@ from setuptools.command.build_py import build_py
 
 def superseded(files: list[str]) -> set[str]:
     """Downscalers, among package files, of models that are there in a newer version too."""
-    found: dict[str, dict[int, str]] = {}
+    found: dict[str, dict[int, set[str]]] = {}
     for file in files:
         path = Path(file)
-        if path.name == "downscaler.onnx" and (m := re.fullmatch(r"(.+)-v(\d+)", path.parent.name)):
-            found.setdefault(m[1], {})[int(m[2])] = file
+        if path.match("downscaler*.onnx") and (m := re.fullmatch(r"(.+)-v(\d+)", path.parent.name)):
+            found.setdefault(m[1], {}).setdefault(int(m[2]), set()).add(file)
     return {
         file
         for versions in found.values()
-        for version, file in versions.items()
+        for version, files in versions.items()
         if version < max(versions)
+        for file in files
     }
 
 

@@ -62,12 +62,13 @@ def markdown(card: zoo.ModelCard) -> str:
         if card.downscaler.family == "none":  # nothing to time
             both = f"decodes {speed['decode']:.2f}"
         lines.append(f"- speed: {both} HR megapixels per second, networks alone ({speed['on']})")
-    if eight := card.upscaler.int8:
-        least, most = min(eight.loss.values()), max(eight.loss.values())
-        lines.append(
-            f"- upscaler in 8 bits, on CPUs: loses {least:.3f} to {most:.3f} dB (RGB PSNR): "
-            f"`{eight.command}`"
-        )
+    for name, side in (("upscaler", card.upscaler), ("downscaler", card.downscaler)):
+        if eight := side.int8:
+            least, most = min(eight.loss.values()), max(eight.loss.values())
+            lines.append(
+                f"- {name} in 8 bits, on CPUs: loses {least:.3f} to {most:.3f} dB (RGB PSNR): "
+                f"`{eight.command}`"
+            )
     if training:
         lines += [
             f"- data: {training['data']}",

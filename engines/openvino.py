@@ -32,8 +32,8 @@ def load(card: ModelCard, side: str, threads: int = 0, options: tuple[str, ...] 
 
     What surrounds the layers in 8 bits is float32: in bfloat16 it loses several times as much as
     they do, and is hardly faster. Without such layers bfloat16 is OpenVINO's choice.
-    Only a downscaler's features may be bfloat16: the kernels made from them and the
-    resampling, whose result is rounded to 8 bits once and for all, are always float32.
+    Only a downscaler's features may be bfloat16 or have layers in 8 bits: the kernels made from
+    them and the resampling, whose result is rounded once and for all, are always float32.
     """
     eight = int8(card, side, options)
     model = onnx.load_model_from_string(card.weights(eight or getattr(card, side)))

@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from carcodec import app, codec, container, engines, metrics, zoo
+from carcodec import app, coarseness, codec, container, engines, metrics, storage, zoo
 from carcodec.engines import guard
 from carcodec.errors import CarcodecError, DigestMismatchError
 from carcodec.zoo import shelf
 
 IN_8_BITS = [card for card in zoo.installed() if card.upscaler.int8]
+DOWN_IN_8_BITS = [card for card in zoo.installed() if card.downscaler.int8]
 SHIPPED = shelf.search_path()[-1]
 runner = CliRunner()
 
@@ -29,6 +30,8 @@ def test_what_lossy_files_are_restored_with_is_there_in_8_bits() -> None:
         if card.storage and card.version >= newest.get(card.name, card).version:
             newest[card.name] = card
     assert newest and all(card.upscaler.int8 for card in newest.values())
+    larger = [card for card in newest.values() if card.scale > 1]
+    assert larger and all(card.downscaler.int8 for card in larger)
 
 
 @pytest.mark.parametrize("engine", engines.IN_8_BITS)
@@ -56,6 +59,30 @@ def test_8_bits_lose_next_to_nothing(
     assert [record.message.endswith(" in 8 bits") for record in caplog.records] == [True, False]
 
 
+@pytest.mark.parametrize("engine", engines.IN_8_BITS)
+@pytest.mark.parametrize("card", DOWN_IN_8_BITS, ids=lambda card: card.name)
+def test_lr_of_8_bits_is_worth_what_it_takes(
+    card: zoo.ModelCard, engine: str, taipei: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    photo = np.asarray(taipei.crop((192, 256, 576, 544)))
+    stored = storage.by_name(card.storage)
+    sizes, scores = [], []
+    for name in (f"{engine}:fp32", engine):
+        small = codec.downscale(photo, card, name, 1)
+        data = stored.encode(small, 40, 1, 1)
+        told = coarseness.told(card.told, stored, small, 40, data, 1, 1)
+        given = stored.decode(data, small.shape[1::-1], 3, 1)
+        restored = codec.upscale(given, (384, 288), 8, card, "onnxruntime:fp32", 1, quality=told)
+        sizes.append(len(data))
+        scores.append(metrics.psnr(photo, restored))
+    assert abs(sizes[1] / sizes[0] - 1) < 0.02
+    assert abs(scores[1] - scores[0]) < 0.1
+    with caplog.at_level("INFO", "carcodec"):
+        engines.load(engine, card, "downscaler", 1)
+        engines.load(f"{engine}:fp32", card, "downscaler", 1)
+    assert [record.message.endswith(" in 8 bits") for record in caplog.records] == [True, False]
+
+
 def test_drawings_and_extremes_come_back_as_well() -> None:
     """What no photo calibrated: clipped activations must not leave marks."""
     card = zoo.find("car-x2-avif")
@@ -63,13 +90,18 @@ def test_drawings_and_extremes_come_back_as_well() -> None:
     chart = np.zeros((96, 128, 3), np.uint8)
     chart[:48] = np.stack([(columns[:48] // 8 * shift) % 2 * 255 for shift in (1, 2, 3)], -1)
     chart[48:] = np.where((rows[48:] + columns[48:]) % 2, 255, 0)[..., None]
-    small = codec.downscale(chart, card, "onnxruntime")
+    small = codec.downscale(chart, card, "onnxruntime:fp32")
     exact, found = (
         codec.upscale(small, (128, 96), 8, card, name, 1, quality=80)
         for name in ("onnxruntime:fp32", "onnxruntime")
     )
     lost = metrics.psnr(chart, exact) - metrics.psnr(chart, found)
     assert lost < 0.3 and metrics.psnr(exact, found) > 34
+    # nor their LR
+    other = codec.downscale(chart, card, "onnxruntime")
+    found = codec.upscale(other, (128, 96), 8, card, "onnxruntime:fp32", 1, quality=80)
+    assert metrics.psnr(chart, exact) - metrics.psnr(chart, found) < 0.1
+    assert metrics.psnr(small, other) > 45
 
 
 def test_a_model_is_quantised_and_used(data: Path, tmp_path: Path) -> None:
@@ -87,9 +119,10 @@ def test_a_model_is_quantised_and_used(data: Path, tmp_path: Path) -> None:
     assert card.training == before.training and card.measured == before.measured
     assert card.upscaler.int8 is not None
     assert card.upscaler.int8.command == "carcodec quantise car-x4-avif --photos photos/"
-    assert set(card.upscaler.int8.loss) == {"q10", "q20", "q35", "q50", "q65", "q80"}
-    eight, exact = (len(card.weights(part)) for part in (card.upscaler.int8, card.upscaler) if part)
-    assert eight < exact / 2
+    for side in (card.upscaler, card.downscaler):
+        assert side.int8 is not None
+        assert set(side.int8.loss) == {"q10", "q20", "q35", "q50", "q65", "q80"}
+        assert len(card.weights(side.int8)) < len(card.weights(side)) / 2
     text = card_file.read_text()
     again = ["quantise", "car-x4-avif", "--photos", str(data), "-o", str(models), "--quiet"]
     assert runner.invoke(app.app, again).exit_code == 0
@@ -137,6 +170,8 @@ def test_layers_may_share_their_weights(
         ("tad-x8", [], "the upscaler of tad-x8 recurs"),
         ("tiny-x2", [], "no layer that is worth quantising"),
         ("car-x4-avif", ["--most", "0"], "loses 0.0"),
+        ("car-x2", ["--side", "downscaler"], "the downscaler of car-x2 stays as it is"),
+        ("car-x1-avif", ["--side", "downscaler"], "those of CAR alone"),
     ],
 )
 def test_what_is_not_worth_8_bits_is_refused(

@@ -107,28 +107,39 @@ def quantise(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder of models, e.g. one in $CARCODEC_MODELS.")
     ],
+    side: Annotated[
+        str, typer.Option(help="upscaler or downscaler alone.", show_default="what there is")
+    ] = "",
     most: Annotated[
         float, typer.Option(min=0, help="dB of RGB PSNR that no quality may lose.")
     ] = 0.05,
     quiet: Quiet = False,
 ) -> None:
-    """Write a model with its upscaler in 8 bits too, which takes CPUs a fraction of the time."""
-    from carcodec import quantise as eight_bits
+    """Write a model with its networks in 8 bits too, which takes CPUs a fraction of the time."""
+    from carcodec import quantise as quantising
 
+    if side not in ("", "upscaler", "downscaler"):
+        raise typer.BadParameter("--side is upscaler or downscaler")
     card = zoo.find(model)
     found = files.within(photos, files.PICTURES)
+    command = f"carcodec quantise {card.name} --photos {photos.resolve().name}/"
+    command += f" --side {side}" if side else ""
     with progress_bar(card.name, disable=quiet) as bar:
         task = bar.add_task("quantising", total=1.0)
-        path = eight_bits.quantise(
+        path = quantising.quantise(
             card,
             found,
             output,
-            command=f"carcodec quantise {card.name} --photos {photos.resolve().name}/",
+            only=side,
+            command=command,
             most=most,
             progress=lambda share: bar.update(task, completed=share),
         )
-    loss = zoo.load_card(path).upscaler.int8.loss  # type: ignore[union-attr]  # just written
-    screen.print(f"{path}: loses {min(loss.values()):.3f} to {max(loss.values()):.3f} dB")
+    made = zoo.load_card(path)
+    for side in ("upscaler", "downscaler"):
+        if eight := getattr(made, side).int8:
+            least, worst = min(eight.loss.values()), max(eight.loss.values())
+            screen.print(f"{path}: the {side} loses {least:.3f} to {worst:.3f} dB")
 
 
 def _training(module: str) -> Any:

@@ -24,7 +24,8 @@ class Quantised:
         file: the ONNX file's name, beside the card.
         sha256: of that file, hexadecimal.
         loss: quality of the stored LR (``q35``, or ``lossless``) → what it loses against float32,
-            in dB of RGB PSNR, mean over photos that it was not calibrated on.
+            in dB of RGB PSNR, mean over photos that it was not calibrated on; a downscaler at the
+            same bits.
         command: what made and measured it.
     """
 
@@ -164,7 +165,8 @@ class ModelCard:
         try:
             data = path.read_bytes()
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and side is self.downscaler:
+            downscalers = (self.downscaler, self.downscaler.int8)
+            if isinstance(error, FileNotFoundError) and side in downscalers:
                 raise ModelNotFoundError(
                     f"{self.name} version {self.version} is there without its downscaler, as a "
                     "version that has a successor is: it decodes; encode with the newest"
