@@ -247,8 +247,8 @@ def bd_rows(text: str, rows: list[tuple[Comparison, str, str, tuple[float, float
 def figures(found: Comparison, name: str) -> dict[str, Any]:
     """What cards hold: means by quality, and BD-rates."""
     cards: dict[str, Any] = {}
-    for codec, about in found.codecs.items():
-        if "carcodec" not in about["families"]:
+    for codec in found.codecs:
+        if codec in ANCHORS or codec == DIAL:
             continue
         entry: dict[str, Any] = {}
         for anchor in ANCHORS:
