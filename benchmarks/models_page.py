@@ -97,11 +97,11 @@ that JPEG 2000 had stored whole instead of patches, took 0.5 and 0.4 % off the b
 same photos; version 2 goes on from there. What they lack is the step. JPEG 2000's quality is a PSNR
 of the whole photo, and the same PSNR takes coarser steps where there is less detail: told a quality
 12 lower than it was, car-x1-jpeg2000 version 2 restored 0.03 to 0.2 dB more of kodim20 and kodim23,
-and 0.2 to 0.3 dB less of kodim05. Version 3 is told the step (`told = "step"`), learned from patches of
-what was stored whole, and has three blocks more and all features revived: 90 minutes of one core.
-Against JPEG 2000 itself on Kodak it takes 10.8 % fewer bits at 0.1 to 0.5 bpp where version 2 took
-8.2, and 12.6 for 9.3 at 0.05 to 0.25. car-x2-jpeg2000, made likewise for 40 minutes of half a core,
-gained 0.02 dB (six photos), lost as much above 0.2 bpp, and was not shipped.
+and 0.2 to 0.3 dB less of kodim05. Version 3 is told the step (`told = "step"`), learned from
+patches of what was stored whole, and has three blocks more and all features revived: 90 minutes of
+one core. Against JPEG 2000 itself on Kodak it takes 10.8 % fewer bits at 0.1 to 0.5 bpp where
+version 2 took 8.2, and 12.6 for 9.3 at 0.05 to 0.25. car-x2-jpeg2000, made likewise for 40 minutes
+of half a core, gained 0.02 dB (six photos), lost as much above 0.2 bpp, and was not shipped.
 
 ## Versions, and what they hide
 
