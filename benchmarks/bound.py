@@ -37,11 +37,10 @@ def best(image: np.ndarray, scale: int) -> np.ndarray:
 
 
 def scores(image: np.ndarray, small: np.ndarray, card: zoo.ModelCard) -> list[float]:
-    size, border = (image.shape[1], image.shape[0]), card.scale
+    size = (image.shape[1], image.shape[0])
     restored = np.asarray(codec.upscale(small, size, 8, card, channels=3))
-    inside = (slice(border, -border),) * 2
-    luma = [metrics.luma(x)[inside] for x in (image, restored)]
-    return [metrics.psnr(*luma), metrics.psnr(image, restored)]
+    y = metrics.luma(image), metrics.luma(restored)
+    return [metrics.psnr(*y, border=card.scale), metrics.psnr(image, restored)]
 
 
 def main() -> None:

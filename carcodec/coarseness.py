@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
-from carcodec import storage
+from carcodec import metrics, storage
 
 __all__ = ["told", "told_of_step"]
 
@@ -69,9 +67,4 @@ def _error(codec: storage.StorageCodec, image: storage.Pixels, data: bytes, thre
     """Sum over pixels of the squared error, the mean of the channels."""
     channels = image.shape[2] if image.ndim == 3 else 1
     restored = codec.decode(data, (image.shape[1], image.shape[0]), channels, threads)
-    total = 0.0
-    for top in range(0, len(image), 256):  # no whole image in float32
-        rows = slice(top, top + 256)
-        difference = restored[rows].astype(np.float32) - image[rows]
-        total += float(np.square(difference).sum())
-    return total / channels
+    return metrics.squared_error(image, restored) / channels

@@ -52,6 +52,16 @@ def psnr(original: NDArray[Any], restored: NDArray[Any], border: int = 0) -> flo
     return math.inf if error == 0 else 10 * math.log10(peak**2 / error)
 
 
+def squared_error(original: NDArray[np.uint8], restored: NDArray[np.uint8]) -> float:
+    """Sum over all samples; no copy of a whole image is made."""
+    total = 0
+    for top in range(0, len(original), 256):
+        rows = slice(top, top + 256)
+        difference = np.subtract(original[rows], restored[rows], dtype=np.int32)
+        total += int(np.square(difference, out=difference).sum(dtype=np.int64))
+    return float(total)
+
+
 def ssim(original: NDArray[Any], restored: NDArray[Any], border: int = 0) -> float:
     """Structural similarity (Wang et al. 2004), mean over the image and its channels.
 

@@ -108,9 +108,10 @@ def quantise(
         folder = Path(temporary)
         for name, data in parts.items():
             (folder / name).write_bytes(data)
+        exact = [_stored(card, codec.downscale(photo, card, _EXACT)) for photo in held_out]
         for side in sides:
             (folder / "card.toml").write_text(_with(text, side, made[side], {}, command), "utf-8")
-            found = _losses(zoo.load_card(folder / "card.toml"), side, held_out)
+            found = _losses(zoo.load_card(folder / "card.toml"), side, held_out, exact)
             loss = {k: round(max(0.0, float(np.mean(v))), 3) for k, v in found.items()}
             worst = max(loss, key=lambda name: loss[name])
             if loss[worst] > most:
@@ -184,14 +185,16 @@ def _stored(card: zoo.ModelCard, exact: storage.Pixels) -> list[Stored]:
     return found
 
 
-def _losses(card: zoo.ModelCard, side: str, photos: list[Photo]) -> Losses:
+def _losses(
+    card: zoo.ModelCard, side: str, photos: list[Photo], stored: list[list[Stored]]
+) -> Losses:
     """Quality to the dB that each photo loses by one side in 8 bits, the other in float32.
 
-    Another LR takes other bits: then it is dB at the bits of the exact one.
+    ``stored`` is each photo's LR by float32. Another LR takes other bits: then it is dB at the bits
+    of that one.
     """
     found: Losses = {}
-    for photo in photos:
-        exact = _stored(card, codec.downscale(photo, card, _EXACT))
+    for photo, exact in zip(photos, stored, strict=True):
         before = np.array([_psnr(card, photo, one, _EXACT) for one in exact])
         if side == "upscaler":
             lost = before - [_psnr(card, photo, one, _ROUNDED) for one in exact]

@@ -305,11 +305,7 @@ class _Search:
     def error(self, trial: Trial) -> float:
         """Sum of the squared errors of LR as it is stored."""
         small = self.prepared(trial.encoded.header.model).small
-        stored = self.stored_image(trial)
-        total = 0.0
-        for rows in _strips(small):
-            total += float(np.square(stored[rows].astype(np.float32) - small[rows]).sum())
-        return total
+        return metrics.squared_error(small, self.stored_image(trial))
 
     def refined(self, trial: Trial, most: int, target: Target | None = None) -> Trial:
         """The trial with LR refined, if that is better: a higher PSNR in at most ``most`` bytes.

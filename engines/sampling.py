@@ -54,7 +54,8 @@ def resampler(scale: int, kernel: int, convex: bool, weights: Layer, offsets: La
     vertical = 1 - horizontal
     at = np.arange(kernel, dtype=np.float32) - (kernel - 1) / 2
     tap = np.stack([np.tile(at, kernel), np.repeat(at, kernel)], 1).ravel().astype(np.float32)
-    step_x, step_y = (op.divide(np.float32(2), _less_one(_length(photo, axis))) for axis in (3, 2))
+    last = [op.subtract(_length(photo, axis), np.float32(1)) for axis in (3, 2)]
+    step_x, step_y = (op.divide(np.float32(2), at_most) for at_most in last)
     step = op.add(op.multiply(step_x, horizontal), op.multiply(step_y, vertical))
     x = op.multiply(_centres(features[0], 2, [1, 1, -1, 1], scale), horizontal)
     y = op.multiply(_centres(features[0], 1, [1, -1, 1, 1], scale), vertical)
@@ -80,10 +81,6 @@ def _layer(x: Any, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> An
 
 def _length(x: Any, axis: int) -> Any:
     return op.convert(op.gather(op.shape_of(x), np.int64(axis), np.int64(0)), np.float32)
-
-
-def _less_one(x: Any) -> Any:
-    return op.subtract(x, np.float32(1))
 
 
 def _centres(feature: Any, axis: int, shape: list[int], scale: int) -> Any:

@@ -119,12 +119,12 @@ _LR_QUALITIES: dict[str, tuple[float, ...]] = {
 
 
 # Results are remembered by it: changes when the bytes of files do, but for models and settings.
-_FORM = {"avif": 3, "jpeg2000": 3}
+_FORM = {"avif": 5, "jpeg2000": 4}
 
 
 def _form(storage_codec: str, effort: int) -> int:
     if storage_codec == "avif" and effort > 3:
-        return 4
+        return 6
     return _FORM.get(storage_codec, 2)
 
 
