@@ -105,11 +105,12 @@ of half a core, gained 0.02 dB (six photos), lost as much above 0.2 bpp, and was
 
 ## Versions, and what they hide
 
-car-x2-bicubic and car-x4-bicubic version 2 are version 1 trained on for 98 and 108 minutes of one
-core, after 22 and 12: next to nothing is gained, and nothing more can be. Enlargement is linear, so
-least squares find the LR that it restores best, photo by photo: 34.93 and 29.23 dB on Set5 (Y), and
-31.76 and 27.60 on Kodak. The models are 0.00 dB from it (`python benchmarks/bound.py EVAL/Set5
-EVAL/Kodak`; rounding to 8 bits can leave either ahead by as much).
+car-x2-bicubic version 2 is version 1 trained on for 98 minutes of one core, after 22, and
+car-x4-bicubic versions 2 and 3 for 108 (37 of them on half a core) and 25, after 12: next to
+nothing is gained, and nothing more can be. Enlargement is linear, so least squares find the LR that
+it restores best, photo by photo: 34.93 and 29.23 dB on Set5 (Y), and 31.76 and 27.60 on Kodak. The
+models are 0.00 dB from it (`python benchmarks/bound.py EVAL/Set5 EVAL/Kodak`; rounding to 8 bits
+can leave either ahead by as much).
 
 car-x3 started from the features of car-x2. Version 2 is version 1 trained on for 48 minutes:
 0.16 dB (Y, Set5 and Kodak) from the same bits.
