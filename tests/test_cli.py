@@ -337,6 +337,11 @@ def test_info_json_and_table(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert (entry["storage"], entry["quality"], entry["model"]) == ("webp", 60, "tiny-x2")
     assert run("info", folder / "a.carimg") == 0
     assert "tiny-x2" in capsys.readouterr().out
+    run("encode", folder / "a.png", *FAST, "--lossless", "-q", "-o", folder / "exact.carimg")
+    assert run("info", folder / "exact.carimg") == 0
+    table = capsys.readouterr().out
+    assert "lossless" in table and "yes" in table
+    assert "None" not in table and "True" not in table
 
 
 def test_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

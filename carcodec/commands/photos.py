@@ -235,8 +235,9 @@ def info(
             printed.print(entry["file"], soft_wrap=True)  # whole, to be copied
             table = Table(show_header=False)
             for key, value in entry.items():
-                if key != "file":
-                    table.add_row(key.replace("_", " "), str(value))
+                if key != "file" and value is not None:
+                    shown = ("no", "yes")[value] if isinstance(value, bool) else str(value)
+                    table.add_row(key.replace("_", " "), shown)
             printed.print(table)
     if failed:
         raise typer.Exit(1)
