@@ -18,8 +18,16 @@ from carcodec import codec, container, dial, metrics, pixels, storage
 from carcodec.dial import AUTO, Quality
 from carcodec.errors import StorageError
 from carcodec.target import (
-    MOST_TRIALS, Target, TargetError, Trial, above, bisect, fill, gap, once,
-)  # fmt: skip
+    MOST_TRIALS,
+    Target,
+    TargetError,
+    Trial,
+    above,
+    bisect,
+    fill,
+    gap,
+    once,
+)
 
 __all__ = ["ALTERNATIVES", "REFINEMENT", "Target", "TargetError", "Trial", "encode", "meet"]
 
