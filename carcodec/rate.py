@@ -17,17 +17,7 @@ from PIL import Image
 from carcodec import codec, container, dial, metrics, pixels, storage
 from carcodec.dial import AUTO, Quality
 from carcodec.errors import StorageError
-from carcodec.target import (
-    MOST_TRIALS,
-    Target,
-    TargetError,
-    Trial,
-    above,
-    bisect,
-    fill,
-    gap,
-    once,
-)
+from carcodec.target import MOST_TRIALS, Target, TargetError, Trial, bisect, fill, gap, once
 
 __all__ = ["ALTERNATIVES", "REFINEMENT", "Target", "TargetError", "Trial", "encode", "meet"]
 
@@ -38,7 +28,6 @@ ALTERNATIVES = 6  # the effort from which other models are tried,
 REFINEMENT = 7  # and LR is refined; see _STEPS
 _STEPS = {7: 10, 8: 25, 9: 60}
 _DRAFT = 1  # the effort at which a search that is for a higher one begins
-_SLOWER = 2  # efforts by which a file just over a byte target may be made smaller
 
 
 def encode(
@@ -115,8 +104,8 @@ def meet(
     PSNR within a byte target wins, or the smallest file that reaches a quality. Above effort 1 that
     is found out at effort 1, where AVIF takes a tenth of the time, and so is the quality from which
     the search starts. A byte target is never exceeded, and met within 3 %: where the codec's steps
-    are wider than that, as AVIF's 64 are, what is just too large is stored with more effort, or the
-    small image is made a little easier to code. Lossless storage counts as the highest quality.
+    are wider than that, as AVIF's 64 are, the small image is made a little easier to code. Lossless
+    storage counts as the highest quality.
 
     Raises:
         TargetError: out of reach; says what the nearest is.
@@ -134,7 +123,7 @@ def meet(
     best = None
     if chosen.paced and effort > _DRAFT:
         draft = _Search(search.photo, {**run, "alpha_quality": alpha_quality}, _DRAFT, search.draft)
-        draft.small, draft.slower = search.small, 0
+        draft.small = search.small
         try:
             found = draft.choose(target, names, setting.storage, any_storage)
             start = 100.0 if found.quality is None else found.quality
@@ -165,8 +154,7 @@ class _Search:
         self.photo, self.run, self.effort, self.report = photo, run, effort, progress
         self.alpha_quality = run.pop("alpha_quality")
         self.small: dict[str, codec.Prepared] = {}
-        self.stored: dict[tuple[dial.Setting, int], codec.Encoded] = {}
-        self.slower = _SLOWER
+        self.stored: dict[tuple[str, str, float | None], codec.Encoded] = {}
         self.share = 1.0  # of the progress, for one model
         self.done = 0.0
 
@@ -184,16 +172,15 @@ class _Search:
             )
         return self.small[model]
 
-    def encode(self, setting: dial.Setting, more: int = 0) -> codec.Encoded:
-        """``more``: effort beyond the search's own."""
-        key = setting, self.effort + more
+    def encode(self, setting: dial.Setting) -> codec.Encoded:
+        key = (setting.model, setting.storage, setting.quality)
         if key not in self.stored:
             self.stored[key] = codec.store(
                 self.prepared(setting.model),
                 setting.storage,
                 setting.quality,
                 self.run["threads"],
-                self.effort + more,
+                self.effort,
             )
         return self.stored[key]
 
@@ -278,20 +265,11 @@ class _Search:
             self.report(min(self.done, 1.0))
             return Trial(quality, encoded, score)
 
-        chosen = storage.by_name(storage_codec)
-        found, other = bisect(once(attempt), target, 1.0 if chosen.whole else 0.05, start)
+        whole = storage.by_name(storage_codec).whole
+        found, other = bisect(once(attempt), target, 1.0 if whole else 0.05, start)
         if other is None or abs(found.score - target.value) <= gap(target):
             return found
         low, high = (found, other) if target.kind == "bytes" else (other, found)
-        if target.kind == "bytes" and chosen.paced:
-            setting = dial.Setting(model, storage_codec, high.quality)
-            for more in range(1, min(self.slower, 9 - self.effort) + 1):
-                slower = judged(high.quality, self.encode(setting, more))
-                if not above(slower, target):
-                    found = slower
-                    break
-            if abs(found.score - target.value) <= gap(target):
-                return found
         moved = self.moved(low, high)
         nearer = fill(lambda share: judged(high.quality, moved(share)), low, high, target)
         if nearer is None:

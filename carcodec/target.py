@@ -14,8 +14,8 @@ from carcodec import codec
 from carcodec.errors import CarcodecError
 
 __all__ = [
-    "FURTHEST", "MOST_TRIALS", "SLACK", "Target", "TargetError", "Trial", "above", "bisect", "fill",
-    "gap", "once",
+    "FURTHEST", "MOST_TRIALS", "SLACK", "Target", "TargetError", "Trial", "bisect", "fill", "gap",
+    "once",
 ]  # fmt: skip
 
 SLACK = 0.03  # a file may be this much smaller than its byte target
@@ -84,14 +84,14 @@ def bisect(
         if high is None:
             # lossless may be smaller than the highest lossy quality, and is better
             exact = attempt(None)
-            return (low if above(exact, target) else exact), None
+            return (low if _above(exact, target) else exact), None
     else:
         if low is None:
             assert high is not None
             return high, None
         if high is None:
             exact = attempt(None)
-            if above(exact, target):
+            if _above(exact, target):
                 return exact, None
             raise TargetError(_nearest(target, max(low, exact, key=lambda t: t.score), "best"))
     for _ in range(MOST_TRIALS - 2):
@@ -99,7 +99,7 @@ def bisect(
         if abs(kept.score - target.value) <= gap(target) or _apart(low, high) < 1.5 * finest:
             break
         middle = attempt(_between(low, high, target, finest))
-        if above(middle, target):
+        if _above(middle, target):
             high = middle
         else:
             low = middle
@@ -123,7 +123,7 @@ def _bracket(
         trial = attempt(quality)
         wanted = _level(target.kind, target.value) - _level(target.kind, trial.score)
         move = max(1.2 * abs(wanted) / _RISE[target.kind], least)
-        if above(trial, target):
+        if _above(trial, target):
             high = trial
             if low is not None or quality <= 0:
                 return low, high
@@ -136,8 +136,8 @@ def _bracket(
         least *= 3
 
 
-def above(trial: Trial, target: Target) -> bool:
-    """Whether it is larger than a byte target, or at least as good as a quality."""
+def _above(trial: Trial, target: Target) -> bool:
+    """Larger than a byte target, or at least as good as a quality."""
     return trial.score > target.value if target.kind == "bytes" else trial.score >= target.value
 
 
@@ -174,12 +174,12 @@ def fill(
         share = min(max(share + (0.1 if by_size else -0.1), 0.1), 0.9)
         where = near[0] + share * (far[0] - near[0])
         trial = attempt(where)
-        over = above(trial, target)
-        if over:
+        above = _above(trial, target)
+        if above:
             near = (where, trial.score)
         else:
             far = (where, trial.score)
-        if over != by_size:
+        if above != by_size:
             score, size = trial.score, len(trial.encoded.data)
             if best is None or (score > best.score if by_size else size < len(best.encoded.data)):
                 best = trial

@@ -45,20 +45,6 @@ def test_between_two_qualities_of_avif_bytes_buy_quality(part: Image.Image) -> N
     assert error(fine.data) < error(found.encoded.data) < error(coarse.data)
 
 
-def test_what_is_just_too_large_is_stored_with_more_effort(part: Image.Image) -> None:
-    prepared = codec.prepare(part, **OPTIONS)  # type: ignore[arg-type]
-    usual = storage.DEFAULT_EFFORT
-    coarse, fine, slower = (
-        codec.store(prepared, "avif", quality, 1, effort).data
-        for quality, effort in ((24, usual), (25, usual), (25, usual + 1))
-    )
-    size = len(slower)
-    assert len(coarse) < 0.97 * size < size < len(fine)
-    found = rate.meet(part, Target("bytes", size), storage_codec="avif", threads=1, **OPTIONS)  # type: ignore[arg-type]
-    assert found.encoded.data == slower
-    assert found.quality == 25
-
-
 @pytest.mark.parametrize(("kind", "value", "over"), [("psnr", 22.5, 0.1), ("ssim", 0.7, 0.005)])
 @pytest.mark.parametrize("stored", LOSSY)
 def test_quality_is_met_with_little_to_spare(
