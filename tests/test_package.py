@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import ast
+import hashlib
+import importlib.util
 import json
+import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from PIL import Image
 
 import carcodec
+from carcodec import codec, zoo
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,3 +79,62 @@ def test_card_of_every_model_is_complete() -> None:
         assert training["minutes"] >= 60
         assert measured
         assert halo > 0
+
+
+@pytest.fixture
+def build() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build", ROOT / "setup.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_only_what_has_a_successor_is_superseded(build: ModuleType) -> None:
+    folders = ("a-v1", "a-v2", "a-v10", "a-b-v1", "c-v3")
+    files = [Path("models", folder, "upscaler.onnx") for folder in folders]
+    assert [f.parent.name for f in build.superseded(files)] == ["a-v1", "a-v2"]
+
+
+@pytest.mark.parametrize("network", ["upscaler", "downscaler"])
+def test_packages_round_weights_and_nothing_else(network: str, build: ModuleType) -> None:
+    exact = (ROOT / "tests" / "models" / "tiny-x2-v1" / f"{network}.onnx").read_bytes()
+    smaller = build.rounded(exact)
+    assert len(smaller) == len(exact)
+    assert len(zlib.compress(smaller)) < 0.8 * len(zlib.compress(exact))
+    assert build.rounded(smaller) == smaller
+    before, after = onnx.load_from_string(exact), onnx.load_from_string(smaller)
+    for old, new in zip(before.graph.initializer, after.graph.initializer, strict=True):
+        was, now = numpy_helper.to_array(old), numpy_helper.to_array(new)
+        if was.dtype == np.float32:
+            assert np.all(np.abs(now - was) <= np.abs(was) * 2.0**-11)
+        else:
+            assert np.array_equal(now, was)
+        new.raw_data = old.raw_data
+    assert after == before
+
+
+def test_a_rounded_version_restores_the_same_but_for_single_levels(
+    build: ModuleType, taipei: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = carcodec.encode(
+        taipei.crop((240, 300, 432, 428)), model="tiny-x2", engine="onnxruntime"
+    )
+    expected = carcodec.decode_array(encoded.data, engine="onnxruntime").astype(int)
+    folder = shutil.copytree(ROOT / "tests" / "models" / "tiny-x2-v1", tmp_path / "tiny-x2-v1")
+    digest = zoo.load_card(folder / "card.toml").digest
+    smaller = build.rounded((folder / "upscaler.onnx").read_bytes())
+    (folder / "upscaler.onnx").write_bytes(smaller)
+    card = (folder / "card.toml").read_text("utf-8")
+    card = build.described(card, hashlib.sha256(smaller).hexdigest())
+    (folder / "card.toml").write_text(card, "utf-8")
+    found = zoo.load_card(folder / "card.toml")
+    assert found.digest == digest
+    assert found.upscaler.file_sha256 != found.upscaler.sha256
+    assert found.downscaler.file_sha256 == ""
+    monkeypatch.setenv(zoo.MODELS_VARIABLE, str(tmp_path))
+    codec._NETWORKS.clear()
+    restored = carcodec.decode_array(encoded.data, engine="onnxruntime")
+    codec._NETWORKS.clear()
+    assert np.abs(restored - expected).max() <= 1
+    assert np.mean(restored != expected) < 0.05

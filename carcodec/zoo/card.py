@@ -50,6 +50,8 @@ class Side:
         steps: how often it is applied, to its own result from the second time on, which is neither
             clamped nor rounded on the way. The file then holds one step.
         int8: the network in 8 bits, if that is worth it.
+        file_sha256: of the file as it is, where that is not the one that names the model: packages
+            hold superseded versions with their weights rounded to float16's precision.
     """
 
     family: str
@@ -60,6 +62,7 @@ class Side:
     parameters: int | None = None
     steps: int = 1
     int8: Quantised | None = None
+    file_sha256: str = ""
 
     @property
     def stride(self) -> int:
@@ -175,7 +178,8 @@ class ModelCard:
                 f"the weights of {self.name} version {self.version} cannot be read from {path}: "
                 f"{error.strerror}"
             ) from error
-        if hashlib.sha256(data).hexdigest() != side.sha256:
+        expected = side.file_sha256 if isinstance(side, Side) else ""
+        if hashlib.sha256(data).hexdigest() != (expected or side.sha256):
             raise DigestMismatchError(
                 f"{path} is not the file its model card describes: install the model again"
             )
@@ -198,7 +202,7 @@ def load_card(path: Path) -> ModelCard:
                 data[side]["int8"] = Quantised(**data[side]["int8"])
                 bytes.fromhex(data[side]["int8"].sha256)
             data[side] = Side(**data[side])
-            bytes.fromhex(data[side].sha256)
+            bytes.fromhex(data[side].sha256 + data[side].file_sha256)
         return ModelCard(**data, folder=path.parent)
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
         raise ModelNotFoundError(f"the model card {path} cannot be read: {error}") from error
