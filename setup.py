@@ -8,8 +8,7 @@ a third less of the wheel: PyPI takes 100 MB. The repository keeps all of it.
 
 import hashlib
 import re
-import sys
-from array import array
+import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -51,31 +50,22 @@ def rounded(model: bytes) -> bytes:
 
 
 def _rounded(floats: bytes) -> bytes:
-    values = array("I", floats)
-    if sys.byteorder == "big":
-        values.byteswap()
+    form = f"<{len(floats) // 4}I"
     half, kept = 1 << (_DROPPED - 1), 0xFFFFFFFF << _DROPPED & 0xFFFFFFFF
-    values = array("I", [(value + half) & kept for value in values])
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values.tobytes()
+    return struct.pack(form, *((value + half) & kept for value in struct.unpack(form, floats)))
 
 
 def _fields(data: bytes, at: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
     """Where the fields of this number begin and end; a whole number's value twice."""
     while at < end:
         key, at = _varint(data, at)
-        first, last = at, at + {1: 8, 5: 4}.get(key & 7, 0)
-        if key & 7 == 0:
-            value, last = _varint(data, at)
-            first, at = value, last
-        elif key & 7 == 2:
-            length, first = _varint(data, at)
-            at = last = first + length
-        else:
+        value, at = _varint(data, at)  # or the length of what follows: these messages have no other
+        first, last = value, value
+        if key & 7 == 2:
+            first, last = at, at + value
             at = last
         if key >> 3 == wanted:
-            yield (first, first) if key & 7 == 0 else (first, last)
+            yield first, last
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
