@@ -42,6 +42,7 @@ PREVIEW_SHARE = 1 / 32
 MAX_PIXELS = 2**30  # HR pixels; more is refused before anything is allocated
 
 Report = Callable[[float], None]
+Region = tuple[int, int, int, int]
 
 
 def _quiet(share: float) -> None:
@@ -218,19 +219,23 @@ def decode(
     threads: int = 0,
     tile: int = 0,
     progress: Report = _quiet,
+    region: Region | None = None,
 ) -> Image.Image:
     """Restore the full-size photo as a Pillow image of the original's mode.
 
     Metadata is in ``info`` under Pillow's usual keys: ``exif``, ``icc_profile``, ``xmp``.
     16-bit colour, which Pillow has no mode for, becomes 8-bit: see :func:`decode_array`.
+    With a ``region``, left, top, right and bottom in the photo's pixels as for Pillow's ``crop``,
+    the network runs only there; what it restores is the same.
 
     Raises:
         ContainerError, DigestMismatchError: not a sound .carimg file.
         StorageError: a codestream in it is damaged.
         ModelNotFoundError: the model it asks for is not installed.
         LimitError: larger than :data:`MAX_PIXELS`.
+        ImageError: the region is empty or not within the photo.
     """
-    return pixels.to_image(restore(data, engine, threads, tile, progress))
+    return pixels.to_image(restore(data, engine, threads, tile, progress, region))
 
 
 def decode_array(
@@ -240,12 +245,13 @@ def decode_array(
     threads: int = 0,
     tile: int = 0,
     progress: Report = _quiet,
+    region: Region | None = None,
 ) -> NDArray[Any]:
     """Restore the photo as an array ``(H, W)`` or ``(H, W, 2…4)``, uint8, or uint16 if it was.
 
-    Raises: as :func:`decode`.
+    ``region`` and what is raised: as for :func:`decode`.
     """
-    return pixels.to_array(restore(data, engine, threads, tile, progress))
+    return pixels.to_array(restore(data, engine, threads, tile, progress, region))
 
 
 def thumbnail(data: bytes | container.Carimg, size: tuple[int, int] | None = None) -> Image.Image:
@@ -416,11 +422,19 @@ def restore(
     threads: int = 0,
     tile: int = 0,
     progress: Report = _quiet,
+    region: Region | None = None,
 ) -> pixels.Photo:
     """Restore the photo with its metadata: what :func:`decode` and :func:`decode_array` wrap."""
     file = data if isinstance(data, container.Carimg) else container.read(data)
     header = file.header
-    _check_size(header.width, header.height)
+    width, height = header.width, header.height
+    _check_size(width, height)
+    left, top, right, bottom = region or (0, 0, width, height)
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ImageError(
+            f"the region {left},{top},{right},{bottom} is not a part of {width}×{height} pixels: "
+            "give left, top, right and bottom within them, left less than right, top than bottom"
+        )
     card = zoo.find(header.model, header.model_version, header.model_digest)
     if header.lr_channels != card.lr_channels(header.photo_channels):
         raise ImageError(
@@ -432,19 +446,41 @@ def restore(
             f"the file says scale {header.scale}, its model {card.name} has scale {card.scale}"
         )
     small = stored_image(file, threads)
-    size = (header.width, header.height)
-    quality = None if header.lossless_lr else header.quality
+    rows, above = _window(top, small.shape[0], bottom, card)
+    columns, before = _window(left, small.shape[1], right, card)
+    small = small[rows, columns]
     colour: pixels.Plane = small
+    quality = None if header.lossless_lr else header.quality
     if card.scale > 1 or quality is not None or header.bits == 16 or card.grey:
         # else nothing was lost that a network could restore
+        size = (
+            min(columns.stop * card.scale, width) - columns.start * card.scale,
+            min(rows.stop * card.scale, height) - rows.start * card.scale,
+        )
         colour = upscale(
             small, size, header.bits, card, engine, threads, tile, progress, quality,
             header.photo_channels,
         )  # fmt: skip
+    colour = colour[above : above + bottom - top, before : before + right - left]
     alpha = _alpha(file, threads)
-    if alpha is None and header.has_alpha:
+    if alpha is not None:
+        alpha = alpha[top:bottom, left:right]
+    elif header.has_alpha:
         alpha = np.full(colour.shape[:2], 255, np.uint8)
     return pixels.Photo(header.mode_name, colour, alpha, file.icc, file.exif, file.xmp)
+
+
+def _window(start: int, length: int, stop: int, card: zoo.ModelCard) -> tuple[slice, int]:
+    """What HR pixels ``start`` … ``stop`` are restored from, of ``length`` LR pixels.
+
+    Beside it, where in its restoration they begin.
+    """
+    upscaler = card.upscaler
+    # a network that recurs reaches half as far, in LR pixels, with each step
+    reach = upscaler.halo * min(upscaler.steps, 2)
+    first = max(start // card.scale - reach, 0) // upscaler.stride * upscaler.stride
+    last = min(container.ceil_div(stop, card.scale) + reach, length)
+    return slice(first, last), start - first * card.scale
 
 
 def _preview(small: storage.Pixels, budget: float) -> container.Preview | None:

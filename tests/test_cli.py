@@ -445,6 +445,7 @@ def test_wrong_calls_exit_with_2(
         (["decode", "ok.carimg", "-o", "x.xyz"], "extension .xyz"),
         (["decode", "ok.carimg", "-o", "x.carimg"], "full-size picture"),
         (["decode", "rgba.carimg", "-o", "x.jpg"], "JPEG cannot hold"),
+        (["decode", "ok.carimg", "--region", "0,0,9,999"], "ok.carimg: the region 0,0,9,999"),
         (["info", "a.png"], "signature is missing"),
         (["thumbnail", "cut.carimg"], "cut.carimg: the file is cut off"),
         (["train", "nope", "--data", "."], "cannot read the recipe"),
@@ -475,6 +476,22 @@ def test_failures_exit_with_1_and_one_sentence(
     assert text.startswith("carcodec: ")
     assert "\n" not in text
     assert sorted(folder.rglob("*")) == before
+
+
+def test_a_region_of_a_photo(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("encode", folder / "a.png", *FAST) == 0
+    engine = ["--engine", "onnxruntime:fp32"]
+    assert run("decode", folder / "a.carimg", "-o", folder / "whole.png", *engine) == 0
+    region = ["--region", "10, 8,31,29", "-o", folder / "part.png"]
+    assert run("decode", folder / "a.carimg", *region, *engine) == 0
+    assert "21×21 RGB" in error_of(capsys)
+    with Image.open(folder / "whole.png") as whole, Image.open(folder / "part.png") as part:
+        cut = np.asarray(whole, int)[8:29, 10:31]
+        assert np.abs(cut - np.asarray(part)).max() <= 1
+    for wrong in ("1,2,3", "a,b,c,d", "1.5,2,3,4"):
+        assert run("decode", folder / "a.carimg", "--region", wrong, "-o", folder / "x.png") == 2
+        assert "four whole numbers" in " ".join(error_of(capsys).replace("│", " ").split())
+    assert not (folder / "x.png").exists()
 
 
 def test_no_permission(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,6 +89,47 @@ def test_a_grey_file_gives_its_colours_back(taipei: Image.Image, peak_signal: Ps
     assert peak_signal(grey, image.convert("L")) > 28
 
 
+@pytest.mark.parametrize(
+    "model",
+    ["car-x1-avif", "car-x1-jpeg2000", "car-x2-avif", "car-x3", "car-x2-bicubic", "tad-x8"],
+)
+@pytest.mark.parametrize(
+    "region", [(0, 0, 40, 30), (107, 61, 190, 122), (240, 180, 255, 191), (3, 0, 4, 191)]
+)
+def test_a_region_is_that_part_of_the_whole(
+    model: str, region: codec.Region, taipei: Image.Image
+) -> None:
+    image = taipei.crop((240, 320, 495, 511))
+    made_for = zoo.find(model).storage
+    data = carcodec.encode(
+        image, model=model, storage_codec=made_for or "png", quality=40 if made_for else None
+    ).data
+    run = {"engine": "onnxruntime:fp32"}
+    left, top, right, bottom = region
+    whole = carcodec.decode_array(data, **run)[top:bottom, left:right].astype(int)
+    part = carcodec.decode_array(data, region=region, **run)
+    assert np.abs(part - whole).max() <= 1
+    assert (part != whole).mean() < 0.01
+
+
+def test_a_region_of_alpha_and_16_bits() -> None:
+    for name in ("la", "rgba", "rgb16", "1"):
+        data = (GOLDEN / f"mode-{name}.carimg").read_bytes()
+        whole = carcodec.decode_array(data, engine="onnxruntime:fp32").astype(int)
+        part = carcodec.decode_array(data, region=(5, 7, 32, 20), engine="onnxruntime:fp32")
+        assert part.shape == whole[7:20, 5:32].shape
+        assert np.abs(part - whole[7:20, 5:32]).max() <= 1
+    image = carcodec.decode((GOLDEN / "mode-rgba.carimg").read_bytes(), region=(5, 7, 32, 20))
+    assert image.size == (27, 13) and image.mode == "RGBA"
+
+
+@pytest.mark.parametrize("region", [(0, 0, 41, 34), (-1, 0, 5, 5), (5, 5, 5, 9), (9, 1, 5, 3)])
+def test_a_region_beyond_the_photo(region: codec.Region) -> None:
+    data = (GOLDEN / "mode-rgb.carimg").read_bytes()
+    with pytest.raises(ImageError, match="is not a part of 41×33 pixels"):
+        carcodec.decode(data, region=region)
+
+
 @pytest.mark.parametrize("name", [c.name for c in storage.STORAGES])
 def test_every_storage_holds_the_same_small_image(name: str, photo: Image.Image) -> None:
     encoded = carcodec.encode(photo, model="tiny-x2", storage_codec=name)

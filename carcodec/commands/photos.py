@@ -25,6 +25,7 @@ from carcodec.commands.terminal import (
     complain,
     each,
     named,
+    parts,
     printed,
     screen,
 )
@@ -156,6 +157,14 @@ def decode(
     format: Annotated[
         str, typer.Option(help="Extension where -o names no file: png, jpg, webp, tif, …")
     ] = "png",
+    region: Annotated[
+        str,
+        typer.Option(
+            metavar="LEFT,TOP,RIGHT,BOTTOM",
+            help="Only this part, in pixels of the photo; the network runs only there.",
+            show_default="all of it",
+        ),
+    ] = "",
     engine: Engine = "auto",
     threads: Threads = 0,
     overwrite: Overwrite = False,
@@ -165,17 +174,30 @@ def decode(
 ) -> None:
     """Restore full-size photos, in the format that the output's extension says."""
     suffix = "." + format.lower().removeprefix(".")
+    wanted = _region(region)
 
     def one(source: str, target: str, report: Callable[[float], None]) -> str:
         start = time.perf_counter()
         data = files.read_bytes(source)
-        photo = named(source, lambda: codec.restore(data, engine, threads, 0, report))
+        photo = named(source, lambda: codec.restore(data, engine, threads, 0, report, wanted))
         written = files.image_bytes(photo, suffix if target == "-" else Path(target).suffix)
         files.write_bytes(target, written, overwrite)
         height, width = photo.colour.shape[:2]
         return f"{width}×{height} {photo.mode}, {time.perf_counter() - start:.1f} s"
 
     each(inputs, {".carimg"}, output, suffix, overwrite, skip_existing, quiet, "Decoding", one)
+
+
+def _region(text: str) -> codec.Region | None:
+    if not text:
+        return None
+    try:
+        left, top, right, bottom = map(int, parts(text))
+    except ValueError:
+        raise typer.BadParameter(
+            f"--region takes four whole numbers, left,top,right,bottom, not {text!r}"
+        ) from None
+    return left, top, right, bottom
 
 
 def thumbnail(
