@@ -93,23 +93,21 @@ def test_a_grey_file_gives_its_colours_back(taipei: Image.Image, peak_signal: Ps
     "model",
     ["car-x1-avif", "car-x1-jpeg2000", "car-x2-avif", "car-x3", "car-x2-bicubic", "tad-x8"],
 )
-@pytest.mark.parametrize(
-    "region", [(0, 0, 40, 30), (107, 61, 190, 122), (240, 180, 255, 191), (3, 0, 4, 191)]
-)
-def test_a_region_is_that_part_of_the_whole(
-    model: str, region: codec.Region, taipei: Image.Image
-) -> None:
+def test_a_region_is_that_part_of_the_whole(model: str, taipei: Image.Image) -> None:
     image = taipei.crop((240, 320, 495, 511))
     made_for = zoo.find(model).storage
     data = carcodec.encode(
         image, model=model, storage_codec=made_for or "png", quality=40 if made_for else None
     ).data
     run = {"engine": "onnxruntime:fp32"}
-    left, top, right, bottom = region
-    whole = carcodec.decode_array(data, **run)[top:bottom, left:right].astype(int)
-    part = carcodec.decode_array(data, region=region, **run)
-    assert np.abs(part - whole).max() <= 1
-    assert (part != whole).mean() < 0.01
+    whole = carcodec.decode_array(data, **run).astype(int)
+    for region in ((0, 0, 40, 30), (107, 61, 190, 122), (240, 180, 255, 191), (3, 0, 4, 191)):
+        left, top, right, bottom = region
+        part = carcodec.decode_array(data, region=region, **run)
+        cut = whole[top:bottom, left:right]
+        assert part.shape == cut.shape
+        assert np.abs(part - cut).max() <= 1
+        assert (part != cut).mean() < 0.01
 
 
 def test_a_region_of_alpha_and_16_bits() -> None:

@@ -18,7 +18,7 @@ from carcodec.engines import guard
 from carcodec.errors import CarcodecError, DigestMismatchError
 from carcodec.zoo import shelf
 
-NEWEST = {card.name: card for card in sorted(zoo.installed(), key=lambda card: card.version)}
+NEWEST = {card.name: zoo.find(card.name) for card in zoo.installed()}
 IN_8_BITS = [card for card in zoo.installed() if card.upscaler.int8]
 # a package holds those that have a successor without their downscaler
 DOWN_IN_8_BITS = [card for card in NEWEST.values() if card.downscaler.int8]
