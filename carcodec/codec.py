@@ -6,6 +6,7 @@ photo ← pixels ← upscaler   ← LR ← storage codec ← container ← bytes
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -315,30 +316,35 @@ def downscale(
     channels = card.lr_channels(3 if colour.ndim == 3 else 1)
     small = np.empty((lr_height, lr_width, 3)[: 2 + channels // 3], np.uint8)
     peak = np.float32(65535 if colour.dtype == np.uint16 else 255)
+    step = card.step("downscaler")
+    over, levelled = _over(step, "downscaler", engine, threads, card.downscaler.steps)
 
-    def read(rows: slice, columns: slice) -> NDArray[np.float32]:
-        return network_input(taken(colour, rows, columns), peak)
+    def read(rows: slice, columns: slice) -> NDArray[Any]:
+        part = taken(colour, rows, columns)
+        return part if levelled else network_input(part, peak)
 
-    def write(rows: slice, columns: slice, block: NDArray[np.float32]) -> None:
+    def write(rows: slice, columns: slice, block: NDArray[Any]) -> None:
         # Round again: 255 times a rounded fraction can fall just short of its integer, and what
         # recurs is not rounded yet.
-        levels = np.rint(np.clip(block, 0, 1) * np.float32(255)).astype(np.uint8)
+        levels = block
+        if not levelled:
+            levels = np.rint(np.clip(block, 0, 1) * np.float32(255)).astype(np.uint8)
         target = small[rows, columns]
         levels = levels[:, : target.shape[0], : target.shape[1]]
         target[...] = levels.transpose(1, 2, 0) if target.ndim == 3 else levels[0]
 
-    step = card.step("downscaler")
-    tiling.run(
-        _over(step, "downscaler", engine, threads),
-        padded,
-        _multiple(card.downscaler.halo),
-        _multiple(max(tile or step.window, 2 * card.downscaler.halo + 4)),
-        read,
-        write,
-        steps=card.downscaler.steps,
-        read_scale=step.scale,
-        progress=progress,
-    )
+    with _TURN if levelled else contextlib.nullcontext():
+        tiling.run(
+            over,
+            padded,
+            _multiple(card.downscaler.halo),
+            _multiple(max(tile or step.window, 2 * card.downscaler.halo + 4)),
+            read,
+            write,
+            steps=card.downscaler.steps,
+            read_scale=step.scale,
+            progress=progress,
+        )
     return small
 
 
@@ -364,38 +370,43 @@ def upscale(
         return _enlarged(small, size, bits, card.scale)
     width, height = size
     step = card.step("upscaler")
-    network = _over(step, "upscaler", engine, threads, 1.0 if quality is None else quality / 100)
     stride = card.upscaler.stride
     padded = (_multiple(small.shape[1], stride), _multiple(small.shape[0], stride))
     peak = np.float32(65535 if bits == 16 else 255)
     channels = channels or (3 if small.ndim == 3 else 1)
+    told = 1.0 if quality is None else quality / 100
+    steps = card.upscaler.steps
+    over, levelled = _over(step, "upscaler", engine, threads, steps, told, int(peak), channels)
     shape = (height, width, 3)[: 2 + channels // 3]
     colour: Any = np.empty(shape, np.uint16 if bits == 16 else np.uint8)
 
-    def read(rows: slice, columns: slice) -> NDArray[np.float32]:
-        return network_input(taken(small, rows, columns), np.float32(255))
+    def read(rows: slice, columns: slice) -> NDArray[Any]:
+        part = taken(small, rows, columns)
+        return part if levelled else network_input(part, np.float32(255))
 
-    def write(rows: slice, columns: slice, block: NDArray[np.float32]) -> None:
+    def write(rows: slice, columns: slice, block: NDArray[Any]) -> None:
         target = colour[rows, columns]
-        block = block[:, : target.shape[0], : target.shape[1]]
-        if target.ndim == 2:
-            block = block.mean(0, keepdims=True)
-        scaled = block * peak
-        scaled += np.float32(0.5)
-        levels = np.clip(scaled, 0, peak, out=scaled).astype(colour.dtype)
+        levels = block[:, : target.shape[0], : target.shape[1]]
+        if not levelled:
+            if target.ndim == 2:
+                levels = levels.mean(0, keepdims=True)
+            scaled = levels * peak
+            scaled += np.float32(0.5)
+            levels = np.clip(scaled, 0, peak, out=scaled).astype(colour.dtype)
         target[...] = levels.transpose(1, 2, 0) if target.ndim == 3 else levels[0]
 
-    tiling.run(
-        network,
-        padded,
-        card.upscaler.halo,
-        _multiple(max(tile or 512 * stride, 2 * card.upscaler.halo + 1), stride),
-        read,
-        write,
-        steps=card.upscaler.steps,
-        write_scale=step.scale,
-        progress=progress,
-    )
+    with _TURN if levelled else contextlib.nullcontext():
+        tiling.run(
+            over,
+            padded,
+            card.upscaler.halo,
+            _multiple(max(tile or 512 * stride, 2 * card.upscaler.halo + 1), stride),
+            read,
+            write,
+            steps=steps,
+            write_scale=step.scale,
+            progress=progress,
+        )
     finished: pixels.Plane = colour
     return finished
 
@@ -526,13 +537,30 @@ def network_input(part: NDArray[Any], peak: np.float32) -> NDArray[np.float32]:
 
 
 def _over(
-    card: zoo.ModelCard, side: str, engine: str, threads: int, quality: float = 1.0
-) -> Callable[[Iterator[tiling.Block]], Iterator[tiling.Block]]:
-    """The network, over tile after tile."""
+    card: zoo.ModelCard,
+    side: str,
+    engine: str,
+    threads: int,
+    steps: int,
+    quality: float = 1.0,
+    peak: int = 255,
+    channels: int = 3,
+) -> tuple[Callable[[Iterator[Any]], Iterator[Any]], bool]:
+    """The network, over tile after tile, and whether it takes and gives levels instead of floats.
+
+    Between several steps there are floats.
+    """
     from carcodec import engines
 
     network = _network(card, side, engine, threads)
-    return lambda tiles: engines.over(network, tiles, quality)
+    if steps > 1 or not isinstance(network, engines.Levelled):
+        return (lambda tiles: engines.over(network, tiles, quality)), False
+
+    def levels(tiles: Iterator[Any]) -> Iterator[Any]:
+        for result in network.levels(tiles, quality, peak, channels):
+            yield result.transpose(2, 0, 1)[None]  # planes, as floats are
+
+    return levels, True
 
 
 def _network(card: zoo.ModelCard, side: str, engine: str, threads: int) -> Any:
@@ -549,6 +577,8 @@ def _network(card: zoo.ModelCard, side: str, engine: str, threads: int) -> Any:
 
 
 _LOADING = threading.Lock()
+# One photo at a time has the GPU: two at once would be coded at once, too, and leave it idle then.
+_TURN = threading.Lock()
 _NETWORKS: dict[tuple[str, str, str, str, int], Any] = {}
 
 

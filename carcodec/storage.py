@@ -198,7 +198,9 @@ def _png_encode(
 def _jpegls_encode(
     codecs: Any, image: Pixels, quality: float | None, threads: int, effort: int
 ) -> bytes:
-    return bytes(codecs.jpegls_encode(_subtract_green(image) if image.ndim == 3 else image))
+    room = 2 * image.size + 1024  # noise takes more than it is, which its own estimate lacks
+    planes = _subtract_green(image) if image.ndim == 3 else image
+    return bytes(codecs.jpegls_encode(planes, out=room))
 
 
 def _jpegls_decode(codecs: Any, data: bytes, out: Pixels, threads: int) -> Pixels:

@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,8 +17,9 @@ from carcodec.errors import EngineError, MissingDependencyError
 from carcodec.zoo import ModelCard, Quantised
 
 __all__ = [
-    "ENGINES", "IN_8_BITS", "ON_GPU", "OPTIONS", "Engine", "Network", "Pipelined", "available",
-    "batches", "get", "has_gpu", "int8", "load", "missing", "options", "over", "resolve",
+    "ENGINES", "IN_8_BITS", "ON_GPU", "OPTIONS", "Engine", "Levelled", "Network", "Pipelined",
+    "at_once", "available", "batches", "get", "has_gpu", "int8", "load", "missing", "options",
+    "over", "resolve",
 ]  # fmt: skip
 
 # name -> (modules to look for, extra that brings them), in the order "auto" prefers
@@ -61,6 +63,27 @@ class Pipelined(Protocol):
         self, tiles: Iterable[NDArray[np.float32]], quality: float = 1.0
     ) -> Iterator[NDArray[np.float32]]:
         """Results in order; takes tiles ahead of what it has given back."""
+        ...
+
+
+@runtime_checkable
+class Levelled(Protocol):
+    """A network that turns levels into floats and back where it computes: bytes are copied."""
+
+    def levels(
+        self,
+        tiles: Iterable[NDArray[Any]],
+        quality: float = 1.0,
+        peak: int = 255,
+        channels: int = 3,
+    ) -> Iterator[NDArray[Any]]:
+        """Results in order, as :meth:`Pipelined.stream` has them, but in levels.
+
+        Args:
+            tiles: ``(h, w)`` or ``(h, w, 3)`` uint8 or uint16.
+            peak: of an upscaler's results: 255 in uint8, 65535 in uint16.
+            channels: of the results, ``(H, W, channels)``; 1 is the mean of what is restored.
+        """
         ...
 
 
@@ -117,6 +140,16 @@ def has_gpu() -> bool:
     except (ImportError, RuntimeError):
         return False
     return bool(status == driver.CUresult.CUDA_SUCCESS and count > 0)
+
+
+def at_once(name: str) -> int:
+    """How many photos the engine called ``name`` is best given at a time.
+
+    Two: while the networks have one, the small image of another is coded. On a GPU the networks are
+    faster than the codecs, which have the CPU's cores to themselves there.
+    """
+    on_gpu = name.partition(":")[0] in ("auto", "pytorch", *ON_GPU) and has_gpu()
+    return min(8, max(2, os.cpu_count() or 1)) if on_gpu else 2
 
 
 def load(name: str, card: ModelCard, side: str, threads: int = 0) -> Network:
@@ -216,9 +249,9 @@ def _preferred() -> list[str]:
     return found
 
 
-def batches(tiles: Iterable[NDArray[np.float32]], most: int) -> Iterator[list[NDArray[np.float32]]]:
+def batches(tiles: Iterable[NDArray[Any]], most: int) -> Iterator[list[NDArray[Any]]]:
     """Tiles that follow each other and have one shape, up to ``most`` together."""
-    together: list[NDArray[np.float32]] = []
+    together: list[NDArray[Any]] = []
     for tile in tiles:
         if together and (len(together) == most or tile.shape != together[0].shape):
             yield together

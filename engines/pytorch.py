@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -177,6 +177,7 @@ class Pipeline:
 
     @torch.inference_mode()
     def _computed(self, given: Tensor, quality: float) -> Tensor:
+        given = given.contiguous(memory_format=torch.channels_last)
         with _autocast(self.device, self.precision):
             if self.side == "upscaler":
                 told = torch.full((1,), quality, device=self.device)
@@ -188,11 +189,40 @@ class Pipeline:
 
     def stream(self, tiles: Iterable[Block], quality: float = 1.0) -> Iterator[Block]:
         """See :class:`carcodec.engines.Pipelined`."""
+        return self._all(tiles, lambda given: self._computed(given, quality))
+
+    def levels(
+        self,
+        tiles: Iterable[NDArray[Any]],
+        quality: float = 1.0,
+        peak: int = 255,
+        channels: int = 3,
+    ) -> Iterator[NDArray[Any]]:
+        """See :class:`carcodec.engines.Levelled`."""
+
+        def computed(given: Tensor) -> Tensor:
+            planes = given[:, None] if given.ndim == 3 else given.permute(0, 3, 1, 2)
+            most = 65535 if given.dtype == torch.uint16 else 255
+            image = planes.float().div_(most).expand(-1, 3, -1, -1)
+            found = self._computed(image, quality)
+            found = found.mean(1, keepdim=True) if channels == 1 else found
+            if self.side == "downscaler":  # halves to even, as numpy does
+                found = found.clamp(0, 1).mul(255).round()
+            else:
+                found = found.mul(peak).add(0.5).clamp(0, peak)
+            kind = torch.uint16 if self.side == "upscaler" and peak > 255 else torch.uint8
+            return found.to(kind).permute(0, 2, 3, 1)
+
+        return (tile[0] for tile in self._all((t[None] for t in tiles), computed))
+
+    def _all(
+        self, tiles: Iterable[NDArray[Any]], compute: Callable[[Tensor], Tensor]
+    ) -> Iterator[NDArray[Any]]:
         there, back = self._streams()
         waiting: deque[tuple[Tensor, Any]] = deque()
         for together in batches(tiles, self.batch):
             try:
-                waiting.append(self._started(together, quality, there, back))
+                waiting.append(self._started(together, compute, there, back))
             except RuntimeError as error:  # the GPU is full, or fails
                 text = " ".join(str(error).split())
                 raise EngineError(f"PyTorch failed on {self.device}: {text}") from error
@@ -207,8 +237,13 @@ class Pipeline:
         stream: Any = torch.cuda.Stream
         return stream(self.device), stream(self.device)
 
+    @torch.inference_mode()
     def _started(
-        self, together: list[Block], quality: float, there: Any, back: Any
+        self,
+        together: list[NDArray[Any]],
+        compute: Callable[[Tensor], Tensor],
+        there: Any,
+        back: Any,
     ) -> tuple[Tensor, Any]:
         """Results on their way to the CPU, and the event that says when they are there."""
         apart = there is not None
@@ -219,8 +254,7 @@ class Pipeline:
             now = torch.cuda.current_stream(self.device)
             now.wait_stream(there)
             source.record_stream(now)
-        result = self._computed(source.contiguous(memory_format=torch.channels_last), quality)
-        result = result.contiguous(memory_format=torch.contiguous_format)
+        result = compute(source).contiguous(memory_format=torch.contiguous_format)
         if not apart:
             return result, None
         back.wait_stream(now)
@@ -234,7 +268,7 @@ class Pipeline:
         return found, done
 
 
-def _finished(found: Tensor, done: Any) -> Iterator[Block]:
+def _finished(found: Tensor, done: Any) -> Iterator[NDArray[Any]]:
     if done is not None:
         done.synchronize()
     for result in found.numpy():

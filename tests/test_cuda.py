@@ -35,13 +35,13 @@ DRIVER = """
     launch(NAME, grid, block, image, weights, offsets, h, w, scale, kernel, convex, quantise, \\
            small); }
 FORWARD(carcodec_resample_f32, float)
-FORWARD(carcodec_resample_f32_k6, float)
-FORWARD(carcodec_resample_f32_k9, float)
-FORWARD(carcodec_resample_f32_k12, float)
+FORWARD(carcodec_resample_f32_x2, float)
+FORWARD(carcodec_resample_f32_x3, float)
+FORWARD(carcodec_resample_f32_x4, float)
 FORWARD(carcodec_resample_f16, half_bits)
-FORWARD(carcodec_resample_f16_k6, half_bits)
-FORWARD(carcodec_resample_f16_k9, half_bits)
-FORWARD(carcodec_resample_f16_k12, half_bits)
+FORWARD(carcodec_resample_f16_x2, half_bits)
+FORWARD(carcodec_resample_f16_x3, half_bits)
+FORWARD(carcodec_resample_f16_x4, half_bits)
 extern "C" void run_carcodec_resample_backward_f32(const int *grid, const int *block,
     const float *image, const float *weights, const float *offsets, const float *d_small, int h,
     int w, int scale, int kernel, int convex, float *a, float *b, float *c) {
@@ -75,15 +75,13 @@ def run(
     """LR of ``(n, 3, H, W)``, the launch as on a device."""
     n, taps, h, w = weights.shape
     kernel = round(taps**0.5)
-    name, pixels = f"carcodec_resample_{'f16' if image.dtype == np.float16 else 'f32'}", 1
-    if fast:
-        name, pixels = resampler.entry(str(image.dtype), kernel, w)
-        assert pixels == 2
+    name, block = resampler.entry(str(image.dtype), scale if fast else 0, kernel)
+    assert fast == name.endswith(f"_x{scale}")
     small = np.empty((n, 3, h, w), image.dtype)
-    grid, block = resampler.geometry(n, h, w, pixels)
+    grid, threads = resampler.geometry(n, h, w, block)
     given = [np.ascontiguousarray(a) for a in (image, weights, offsets)]
     getattr(host, f"run_{name}")(
-        (ctypes.c_int * 3)(*grid), (ctypes.c_int * 3)(*block),
+        (ctypes.c_int * 3)(*grid), (ctypes.c_int * 3)(*threads),
         *(a.ctypes.data_as(ctypes.c_void_p) for a in given),
         h, w, scale, kernel, int(convex), int(quantise), small.ctypes.data_as(ctypes.c_void_p),
     )  # fmt: skip
@@ -130,7 +128,9 @@ def heads(
     seed: int, n: int, h: int, w: int, scale: int, kernel: int, spread: float
 ) -> tuple[Array, Array, Array]:
     random = np.random.default_rng(seed)
-    image = random.random((n, 3, h * scale, w * scale)).astype(np.float32)
+    # of 16 bits, which is what the fast kernels hold of a photo
+    levels = random.integers(0, 65536, (n, 3, h * scale, w * scale))
+    image = (levels / 65535).astype(np.float32)
     weights = random.normal(0, 0.1, (n, kernel**2, h, w)).astype(np.float32)
     offsets = random.normal(0, spread, (n, 2 * kernel**2, h, w)).astype(np.float32)
     return image, weights, offsets
@@ -157,21 +157,26 @@ def test_the_kernel_is_its_definition(
 
 @settings(max_examples=40, deadline=None)
 @given(
-    h=st.integers(1, 12), half_w=st.integers(1, 40), scale=st.sampled_from([2, 3, 4]),
+    h=st.integers(1, 12), w=st.integers(1, 80), scale=st.sampled_from([2, 3, 4]),
     convex=st.booleans(), spread=st.sampled_from([0.7, 50.0]), half=st.booleans(),
     seed=st.integers(0, 99),
 )  # fmt: skip
 def test_the_fast_kernels_are_the_simple_one(
-    host: ctypes.CDLL, h: int, half_w: int, scale: int, convex: bool, spread: float, half: bool,
+    host: ctypes.CDLL, h: int, w: int, scale: int, convex: bool, spread: float, half: bool,
     seed: int,
 ) -> None:  # fmt: skip
-    given = heads(seed, 1, h, 2 * half_w, scale, 3 * scale, spread)
+    given = heads(seed, 1, h, w, scale, 3 * scale, spread)
     if half:
         given = tuple(a.astype(np.float16) for a in given)  # type: ignore[assignment]
     for quantise in (False, True):
         simple = run(host, *given, scale, convex, quantise)
         fast = run(host, *given, scale, convex, quantise, fast=True)
-        assert np.array_equal(simple, fast)
+        off = np.abs(simple.astype(float) - fast)
+        most = 1e-3 if half else 3e-6
+        if quantise:  # another level where a half is near
+            assert off.max() < 1.01 / 255 and (off > 2 * most).mean() < 0.01
+        else:
+            assert off.max() < most * max(1, np.abs(simple.astype(float)).max())
 
 
 def test_half_storage_is_as_exact_as_half_is(host: ctypes.CDLL) -> None:
@@ -202,8 +207,8 @@ def test_gradients_are_those_of_float64_autograd(
     given = heads(7, 2, h, w, scale, kernel, 0.7)
     d_small = np.random.default_rng(8).normal(size=(2, 3, h, w)).astype(np.float32)
     found = [np.zeros_like(a) for a in given]
-    name, pixels = resampler.backward_entry()
-    grid, block = resampler.geometry(2, h, w, pixels)
+    name, threads = resampler.backward_entry()
+    grid, block = resampler.geometry(2, h, w, threads)
     getattr(host, f"run_{name}")(
         (ctypes.c_int * 3)(*grid), (ctypes.c_int * 3)(*block),
         *(a.ctypes.data_as(ctypes.c_void_p) for a in (*given, d_small)),
@@ -255,7 +260,7 @@ def test_under_pytorch_it_is_the_reference_with_its_gradients(
     for a, b in zip(ours, theirs, strict=True):
         assert a.grad is not None and b.grad is not None
         assert (a.grad - b.grad).abs().max() < 2e-4 * max(1, float(b.grad.abs().max()))
-    fast = "" if w % 2 or kernel == 3 else f"_k{kernel}"
+    fast = "" if kernel == 3 else f"_x{scale}"
     assert kernels.started == [f"carcodec_resample_f32{fast}", "carcodec_resample_backward_f32"]
 
 
@@ -272,7 +277,7 @@ def test_under_pytorch_it_rounds_and_takes_half(host: ctypes.CDLL) -> None:
     half = fused.resample(image.half(), weights.half(), offsets.half(), 2, kernels=kernels)
     assert half.dtype == torch.float16
     assert (half.float() - car.resampled(image, (weights, offsets), 2, False)).abs().max() < 0.02
-    assert kernels.started[-1] == "carcodec_resample_f16_k6"
+    assert kernels.started[-1] == "carcodec_resample_f16_x2"
 
 
 def test_under_pytorch_what_does_not_fit_is_refused(host: ctypes.CDLL) -> None:
@@ -290,28 +295,30 @@ def test_under_pytorch_what_does_not_fit_is_refused(host: ctypes.CDLL) -> None:
 
 
 @settings(max_examples=100)
-@given(st.integers(1, 5), st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 2))
-def test_the_launch_covers_every_pixel_once(n: int, h: int, w: int, pixels: int) -> None:
-    grid, block = resampler.geometry(n, h, w, pixels)
-    across, down = grid[0] * block[0] * pixels, grid[1] * block[1]
+@given(st.integers(1, 5), st.integers(1, 5000), st.integers(1, 5000), st.sampled_from(range(1, 6)))
+def test_the_launch_covers_every_pixel_once(n: int, h: int, w: int, scale: int) -> None:
+    threads = resampler.entry("float32", scale, 3 * scale).block
+    grid, block = resampler.geometry(n, h, w, threads)
+    across, down = grid[0] * block[0], grid[1] * block[1]
     assert across >= w and down >= h and grid[2] == n
-    assert across - w < block[0] * pixels and down - h < block[1]  # no block is idle
-    assert block[0] * block[1] * block[2] <= 1024 and block[0] % 32 == 0
+    assert across - w < block[0] and down - h < block[1]  # no block is idle
+    assert block[0] * block[1] * block[2] <= 1024 and 32 % block[0] == 0
 
 
 def test_entries() -> None:
-    assert resampler.entry("float32", 6, 640) == ("carcodec_resample_f32_k6", 2)
-    assert resampler.entry("float16", 12, 641) == ("carcodec_resample_f16", 1)
-    assert resampler.entry("float32", 5, 640) == ("carcodec_resample_f32", 1)
+    assert resampler.entry("float32", 2, 6) == ("carcodec_resample_f32_x2", (32, 8))
+    assert resampler.entry("float16", 4, 6) == ("carcodec_resample_f16", (32, 4))
+    assert resampler.entry("float32", 5, 15) == ("carcodec_resample_f32", (32, 4))
     with pytest.raises(ValueError, match="float32 and float16, not int8"):
-        resampler.entry("int8", 6, 640)
-    names = {resampler.entry(d, k, 8)[0] for d in ("float32", "float16") for k in (5, 6, 9, 12)}
+        resampler.entry("int8", 2, 6)
+    kinds = ("float32", "float16")
+    names = {resampler.entry(d, s, 3 * s).name for d in kinds for s in (2, 3, 4, 5)}
     assert all(f"({name}, " in resampler.source() for name in names)
     assert f" {resampler.backward_entry()[0]}(" in resampler.source()
 
 
 ENTRIES = [
-    *(f"carcodec_resample_{t}{k}" for t in ("f32", "f16") for k in ("", "_k6", "_k9", "_k12")),
+    *(f"carcodec_resample_{t}{k}" for t in ("f32", "f16") for k in ("", "_x2", "_x3", "_x4")),
     "carcodec_resample_backward_f32",
 ]
 

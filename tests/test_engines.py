@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,6 +156,47 @@ def test_pytorch_in_batches_is_pytorch(name: str, side: str, half: bool) -> None
             assert difference.max() < 1.01 and (difference > 0.5).mean() < (0.1 if half else 0.001)
         else:
             assert difference.max() < (2 if half else 0.01)
+
+
+@pytest.mark.parametrize("name", ["car-x2-avif", "car-x1-avif", "tad-x2", "tad-grey", "rrnet-x3"])
+@pytest.mark.parametrize("kind", ["RGB", "grey", "16 bits"])
+def test_levels_on_the_device_are_the_photos_levels(
+    name: str, kind: str, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the network turns bytes into floats and back, as on a GPU, the photo is the same."""
+    import torch
+
+    from carcodec.engines import pytorch
+
+    card = zoo.find(name)
+    given: np.ndarray[Any, Any] = np.asarray(photo.convert("L" if kind == "grey" else "RGB"))[:63]
+    if kind == "16 bits":
+        given = given.astype(np.uint16) * 257 - (given > 128)
+    bits, size = (16 if kind == "16 bits" else 8), (given.shape[1], given.shape[0])
+    channels = 1 if kind == "grey" else 3
+    quality = 40 if card.storage else None
+
+    stored = codec.downscale(given, card, "pytorch", 1)
+
+    def both() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        small = codec.downscale(given, card, "pytorch", 1, tile=64)
+        large = codec.upscale(
+            stored, size, bits, card, "pytorch", 1, tile=64, quality=quality, channels=channels
+        )
+        return small, large
+
+    wanted = both()
+
+    def pipeline(engine: str, card: zoo.ModelCard, side: str, threads: int) -> Any:
+        network = pytorch.network(card, side)
+        return pytorch.Pipeline(network, torch.device("cpu"), side, 2)
+
+    monkeypatch.setattr(engines, "load", pipeline)
+    monkeypatch.setattr(codec, "_NETWORKS", {})
+    for found, expected in zip(both(), wanted, strict=True):
+        assert found.dtype == expected.dtype and found.shape == expected.shape
+        off = np.abs(found.astype(int) - expected)
+        assert (off > (8 if found.dtype == np.uint16 else 0)).mean() < 0.002 and off.max() < 9
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,13 @@ def test_lossless_is_bit_exact_on_a_photo(codec: StorageCodec, taipei: Image.Ima
 
 
 @every
+def test_noise_may_take_more_than_it_is(codec: StorageCodec) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    assert np.array_equal(back(codec, noise), noise)
+    assert np.array_equal(back(codec, noise[..., 0]), noise[..., 0])
+
+
+@every
 def test_the_number_of_threads_never_shows(codec: StorageCodec, taipei: Image.Image) -> None:
     image = np.asarray(taipei)
     for quality in (None, 60) if codec.lossy else (None,):

@@ -34,6 +34,7 @@ from carcodec.training.data import Patches, load_images, split
 from carcodec.training.export import checkpoint_networks, export
 from carcodec.training.optimiser import Muon
 from carcodec.training.recipe import load_recipe
+from carcodec.training.stock import Stock
 
 CAR = """
 width = 8
@@ -64,6 +65,7 @@ codec = "{codec}"
 real = {real}
 ssim = {ssim}
 whole = {whole}
+stock = {stock}
 told = "{told}"
 quality_low = {low}
 quality_high = {high}
@@ -94,6 +96,7 @@ def recipe(path: Path, **changes: object) -> Path:
         "downscaler_rate": 1.0,
         "ssim": 0.0,
         "whole": 0,
+        "stock": 0,
         "told": "quality",
         "low": 30,
         "high": 90,
@@ -429,6 +432,42 @@ def test_patches_are_cut_from_what_is_stored_whole(
     assert carcodec.decode(encoded.data).size == photo.size
 
 
+@pytest.mark.parametrize(("scale", "family"), [(1, "none"), (2, "car")])
+def test_what_is_stored_is_drawn_many_times(
+    scale: int, family: str, tmp_path: Path, data: Path
+) -> None:
+    changes: dict[str, object] = {"scale": scale, "family": family, "codec": "jpeg2000"}
+    changes |= {"real": "true", "downscaler_rate": 0.0, "whole": 96, "told": "step", "cell": 1}
+    changes |= {"conditioned": "true", "low": 4, "high": 40, "stride": 3 - scale, "stock": 12}
+    trainer, gain = trained(recipe(tmp_path, **changes), data)
+    assert gain > 0
+    assert trainer.stock is not None and trainer.stock.coded > 12
+    trainer.close()
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_the_stock_is_what_the_codec_makes_of_photos(scale: int, taipei: Image.Image) -> None:
+    drawn = Patches([np.asarray(taipei)], 64, seed=3)
+    stock = Stock(
+        6, drawn.batch, lambda image: image[..., ::scale, ::scale],
+        lambda count: torch.full((count,), 90.0), "jpeg2000", "step", drawn.random,
+        torch.device("cpu"), 1,
+    )  # fmt: skip
+    try:
+        image, small, told, missed = stock.draw(40, 16)
+        first = stock.coded
+        assert image.shape == (40, 3, 16 * scale, 16 * scale) and small.shape == (40, 3, 16, 16)
+        # LR lies where HR does, and is what the codec makes of it
+        error = (image[..., ::scale, ::scale] - small).square().mean()
+        assert 0 < error < 5e-5
+        assert ((told > 0.5) & (told <= 1)).all() and (missed > 0).all()
+        while stock.coded < first + 12:  # the oldest give way
+            other = stock.draw(40, 16)
+        assert not torch.equal(other[0], image)
+    finally:
+        stock.close()
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_scale_one_restores_what_storage_lost(
     stride: int, tmp_path: Path, data: Path, taipei: Image.Image, monkeypatch: pytest.MonkeyPatch
@@ -650,6 +689,12 @@ def test_baselines_train_and_are_not_exported(tmp_path: Path, data: Path) -> Non
             'codec = "avif"\nwhole = 129',
             "whole must be a multiple of 2",
         ),
+        ('name = "x"\nscale = 2\n[training]\nstock = 9', "stock wants whole"),
+        (
+            'name = "x"\nscale = 1\n[downscaler]\nfamily = "none"\n[training]\nreal = true\n'
+            'codec = "avif"\nwhole = 128\nstock = -1',
+            "stock must be 0 or more, not -1",
+        ),
         ('name = "x"\nscale = 2\n[training]\nrevive = -1', "revive must be 0 or more, not -1"),
         ('name = "x"\nscale = 2\n[training]\nssim_scales = 0', "ssim_scales must be at least 1"),
         ('name = "x"\nscale = 2\n[training]\ncolour = "lab"', "must be 'rgb' or 'y'"),
@@ -799,6 +844,7 @@ from pathlib import Path
 import torch
 from carcodec.training import loop
 from carcodec.training.recipe import load_recipe
+from carcodec.training.stock import Stock
 from carcodec.training.world import join
 recipe, data, out = map(Path, sys.argv[1:])
 torch.set_num_threads(1)

@@ -12,7 +12,7 @@ import typer
 from PIL import Image
 from rich.table import Table
 
-from carcodec import codec, container, dial, files, metrics, pixels, rate, storage, zoo
+from carcodec import codec, container, dial, engines, files, metrics, pixels, rate, storage, zoo
 from carcodec.commands.terminal import (
     Engine,
     Inputs,
@@ -147,8 +147,9 @@ def encode(
         )
 
     each(
-        inputs, files.PICTURES, output, ".carimg", overwrite, skip_existing, quiet, "Encoding", one
-    )
+        inputs, files.PICTURES, output, ".carimg", overwrite, skip_existing, quiet, "Encoding", one,
+        engines.at_once(engine),
+    )  # fmt: skip
 
 
 def decode(
@@ -185,7 +186,10 @@ def decode(
         height, width = photo.colour.shape[:2]
         return f"{width}×{height} {photo.mode}, {time.perf_counter() - start:.1f} s"
 
-    each(inputs, {".carimg"}, output, suffix, overwrite, skip_existing, quiet, "Decoding", one)
+    each(
+        inputs, {".carimg"}, output, suffix, overwrite, skip_existing, quiet, "Decoding", one,
+        engines.at_once(engine),
+    )  # fmt: skip
 
 
 def _region(text: str) -> codec.Region | None:

@@ -88,8 +88,12 @@ def each(
     quiet: bool,
     verb: str,
     one: Callable[[str, str, Callable[[float], None]], str],
+    at_once: int = 2,
 ) -> None:
-    """Run ``one`` over every input; a failure is reported and the rest goes on."""
+    """Run ``one`` over every input, ``at_once`` together; a failure is reported, the rest goes on.
+
+    Reports come in the inputs' order.
+    """
     if overwrite and skip:
         raise typer.BadParameter("--overwrite and --skip-existing exclude each other")
     found = files.inputs(given, suffixes)
@@ -127,8 +131,7 @@ def each(
             finally:
                 bar.remove_task(task)
 
-        # two at once: while the networks have one photo, the small image of another is coded
-        pool = ThreadPoolExecutor(2 if many else 1)
+        pool = ThreadPoolExecutor(at_once if many else 1)
         try:
             waiting = [pool.submit(run, at) for at in range(len(found))]
             for (source, _), target, result in zip(found, targets, waiting, strict=True):

@@ -97,8 +97,13 @@ class Patches:
         area = np.array([i.shape[0] * i.shape[1] for i in images], float)
         self.chances = np.cumsum(area / area.sum())
 
-    def batch(self, size: int) -> Tensor:
-        """``(size, 3, patch, patch)`` float32 in [0, 1]."""
+    def batch(self, size: int, device: torch.device | None = None) -> Tensor:
+        """``(size, 3, patch, patch)`` float32 in [0, 1], channels last."""
+        # bytes go to the device, and become floats there
+        levels = torch.from_numpy(self._levels(size)).to(device)
+        return levels.permute(0, 3, 1, 2).float().div_(255)
+
+    def _levels(self, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         p = self.patch
         out = np.empty((size, p, p, 3), np.uint8)
         picks = np.minimum(
@@ -117,4 +122,4 @@ class Patches:
             crop = crop[::-1] if turn & 1 else crop
             crop = crop[:, ::-1] if turn & 2 else crop
             out[slot] = crop.swapaxes(0, 1) if turn & 4 else crop
-        return torch.from_numpy(out).permute(0, 3, 1, 2).float().div_(255)
+        return out

@@ -27,6 +27,7 @@ from carcodec.training.optimiser import build_optimisers
 from carcodec.training.recipe import Recipe
 from carcodec.training.revive import Reviver
 from carcodec.training.sheet import sheet
+from carcodec.training.stock import Stock, lost
 from carcodec.training.world import World, join
 
 __all__ = ["Progress", "build_networks", "load_checkpoint", "train"]
@@ -96,6 +97,8 @@ class _Trainer:
     ) -> None:
         schedule = recipe.training
         torch.manual_seed(schedule.seed)
+        if device.type == "cuda":  # all batches are of one shape
+            torch.backends.cudnn.benchmark = True
         self.recipe, self.schedule, self.device = recipe, schedule, device
         self.world = world or World()
         networks = build_networks(recipe)
@@ -129,11 +132,21 @@ class _Trainer:
                 self.downscaler.heads = torch.compile(self.downscaler.heads)  # type: ignore[method-assign]
             else:
                 self.downscaler.compile()
+        self.stock: Stock | None = None
+        if schedule.stock:
+            self.stock = Stock(
+                schedule.stock, self._wholes, self._shrunk, self._drawn, schedule.codec,
+                schedule.told, self.patches.random, device,
+            )  # fmt: skip
         self.step = 0
         self.revived = 0  # features, so far
         self.minutes = 0.0
         self.spent = 0.0  # share of the budget
         self.shown: list[tuple[Any, Any, Any]] = []  # of the last validation, for the sheet
+
+    def close(self) -> None:
+        if self.stock is not None:
+            self.stock.close()
 
     def _weights(self) -> dict[str, Tensor]:
         return {
@@ -198,12 +211,14 @@ class _Trainer:
                     image, scale_factor=1 / scale, mode="bicubic", antialias=True
                 )
             total = total + schedule.guide * (small - guide).abs().mean()
-        quality, plain_small, lost = None, small.detach(), None
+        quality, plain_small = None, small.detach()
         if alone:
             small, quality = self._stored(small)
+            missed = None
             if schedule.whole:
-                image, small, quality, lost = self._cut(image, small, quality)
-        elif schedule.codec in ("", "lossless"):
+                image, small, quality, missed = self._cut(image, small, quality)
+            return total + self._far(image, small, quality, missed)
+        if schedule.codec in ("", "lossless"):
             if self.spent >= schedule.quantise:
                 small = self._rounded(small)
             if schedule.codec:
@@ -220,16 +235,7 @@ class _Trainer:
         with self._autocast():
             restored = self.upscaler(small, quality)
         error = restored.float() - image
-        if alone:
-            assert quality is not None
-            floor = lost / 2 if lost is not None else (self._steps(quality * 100) / 255) ** 2 / 24
-            far = (error.square().mean((1, 2, 3)) + floor).log().mean()
-            if schedule.ssim:
-                far = far + (
-                    schedule.ssim
-                    * losses.structure(restored.float(), image, schedule.ssim_scales).mean()
-                )
-        elif quality is not None:
+        if quality is not None:
             far = (12 * (error * 255 / step.view(-1, 1, 1, 1)).square()).mean()
         elif schedule.loss == "mse":
             # MSE weighs what PSNR counts; 20 brings it to L1's size where training ends
@@ -240,6 +246,28 @@ class _Trainer:
             far = far + 20 * schedule.tint * losses.tint(error)
         loss: Tensor = total + far
         return loss
+
+    def _far(self, image: Tensor, small: Tensor, quality: Tensor, missed: Tensor | None) -> Tensor:
+        """How far from the photos they are restored, where the upscaler learns alone."""
+        schedule = self.schedule
+        with self._autocast():
+            restored = self.upscaler(small, quality).float()
+        floor = (self._steps(quality * 100) / 255) ** 2 / 24 if missed is None else missed / 2
+        far: Tensor = ((restored - image).square().mean((1, 2, 3)) + floor).log().mean()
+        if schedule.ssim:
+            unlike = losses.structure(restored, image, schedule.ssim_scales).mean()
+            far = far + schedule.ssim * unlike
+        return far
+
+    def _wholes(self, count: int) -> Tensor:
+        image = self._coloured(self.patches.batch(count, self.device))
+        return image.contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def _shrunk(self, image: Tensor) -> Tensor:
+        with self._autocast():
+            small: Tensor = self.downscaler(image)
+        return small.float()
 
     @property
     def _downscaler_learns(self) -> bool:
@@ -286,10 +314,7 @@ class _Trainer:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Patches of HR and of the stored LR, their qualities, and the MSE of what they are of."""
         scale, side = self.recipe.scale, self.schedule.patch // self.recipe.scale
-        plain = small
-        if scale > 1:
-            plain = functional.interpolate(small, scale_factor=scale, mode="bicubic")
-        lost = (plain - image).square().mean((1, 2, 3)).clamp_min(1 / 255**2)
+        missed = lost(image, small)
         grid = 2  # a network of stride 2 wants even sides
         found: list[tuple[Tensor, ...]] = []
         for i in list(range(len(image))) * _CUTS:
@@ -297,11 +322,13 @@ class _Trainer:
             top, left = grid * self.patches.random.integers(room, size=2)
             part = small[i, :, top : top + side, left : left + side]
             high, wide = slice(top * scale, (top + side) * scale), left * scale
-            found.append((image[i, :, high, wide : wide + side * scale], part, quality[i], lost[i]))
-        images, smalls, qualities, losts = (
+            found.append(
+                (image[i, :, high, wide : wide + side * scale], part, quality[i], missed[i])
+            )
+        images, smalls, qualities, missed = (
             torch.stack(one) for one in zip(*found[: self.schedule.batch], strict=True)
         )
-        return images, smalls, qualities, losts
+        return images, smalls, qualities, missed
 
     def update(self, budget: float) -> tuple[Tensor, float]:
         """One optimiser step; the learning rate follows the share of the budget already spent."""
@@ -312,12 +339,11 @@ class _Trainer:
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["ratio"]
         count = self.schedule.batch
-        if self.schedule.whole:
-            count = -(-count // _CUTS)
-        image = self._coloured(self.patches.batch(count)).to(
-            self.device, memory_format=torch.channels_last
-        )
-        loss = self.loss(image)
+        if self.stock is not None:
+            side = self.schedule.patch // self.recipe.scale
+            loss = self._far(*self.stock.draw(count, side))
+        else:
+            loss = self.loss(self._wholes(-(-count // _CUTS) if self.schedule.whole else count))
         shared = loss.detach().clone()
         self.world.mean([shared])  # not finite on one, not finite on all
         # Before backward: grid_sample's gradient writes out of bounds at NaN positions.
@@ -491,6 +517,7 @@ def train(
     if checkpoint.exists() and not resume:
         raise TrainingError(f"{checkpoint} exists: continue it with --resume or choose another -o")
     world, own = join(device)
+    trainer: _Trainer | None = None
     try:
         trainer = _Trainer(recipe, data, own, world)
         if checkpoint.exists():
@@ -531,6 +558,8 @@ def train(
             return math.nan
         return trainer.validate() if psnr is None else psnr
     finally:
+        if trainer is not None:
+            trainer.close()
         world.leave()
 
 

@@ -11,11 +11,9 @@ from pytorch_msssim import ssim
 from torch import Tensor
 from torch.nn import functional
 
-from carcodec import coarseness, storage
+from carcodec.training import coding
 
 __all__ = ["structure", "through", "tint"]
-
-_EFFORT = 2  # of the storage codec
 
 
 def structure(restored: Tensor, image: Tensor, scales: int) -> Tensor:
@@ -46,17 +44,9 @@ def through(
     """LR ``(N, 3, h, w)`` encoded and decoded by a storage codec at whole qualities ``(N,)``.
 
     With it comes what the upscaler is told, ``(N,)`` in [0, 1]: the recipe's ``told`` says what.
-
-    With less effort than photos get: what is lost is much the same, and AVIF's speed 5 would take
-    longer than the networks.
     """
-    codec = storage.by_name(name)
     levels = small.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    size = (levels.shape[2], levels.shape[1])
-    decoded, says = [], []
-    for image, q in zip(levels, quality.tolist(), strict=True):
-        data = codec.encode(image, int(q), 1, _EFFORT)
-        decoded.append(codec.decode(data, size, 3, 1))
-        says.append(coarseness.told(told, codec, image, q, data, 1, _EFFORT))
+    pairs = zip(levels, quality.tolist(), strict=True)
+    decoded, says = zip(*(coding.stored(name, i, int(q), told) for i, q in pairs), strict=True)
     found = torch.from_numpy(np.stack(decoded)).to(small.device)
     return found.permute(0, 3, 1, 2).float().div(255), quality.new_tensor(says) / 100

@@ -27,6 +27,8 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            # together: a GPU waits for small products
+            alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
             for p in group["params"]:
                 if p.grad is None:
                     continue
@@ -35,19 +37,23 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(p)
                 state["momentum"].lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
-                shape = update.shape
-                update = _orthogonalise(update) * (0.2 * max(shape) ** 0.5)
-                p.add_(update.view_as(p), alpha=-group["lr"])
+                alike.setdefault(p.shape, []).append((p, update))
+            for shape, pairs in alike.items():
+                updates = _orthogonalise(torch.stack([update for _, update in pairs]))
+                updates *= 0.2 * max(updates.shape[1:]) ** 0.5
+                for (p, _), update in zip(pairs, updates, strict=True):
+                    p.add_(update.reshape(shape), alpha=-group["lr"])
 
 
-def _orthogonalise(matrix: Tensor) -> Tensor:
-    tall = matrix.shape[0] > matrix.shape[1]
-    x: Tensor = matrix.T if tall else matrix
-    x = x / (x.norm() + 1e-7)
+def _orthogonalise(matrices: Tensor) -> Tensor:
+    """Of ``(N, rows, columns)`` each."""
+    tall = matrices.shape[1] > matrices.shape[2]
+    x: Tensor = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
-        square = x @ x.T
+        square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return x.T if tall else x
+    return x.mT if tall else x
 
 
 def build_optimisers(

@@ -40,22 +40,22 @@ class Schedule:
     back, and the proxy only its gradient and the bits; with a ``downscaler_rate`` of 0 as well, the
     upscaler learns alone. ``whole`` is for such upscalers: the codec is given so many HR pixels a
     side, and patches are cut from what it gives back, as it shares bits out over a photo and not
-    over a patch. ``told`` is what the upscaler is
-    told, the codec's own ``quality`` or the ``step`` that it came to (:mod:`carcodec.coarseness`),
-    for codecs whose quality is that of the whole image. ``bounds`` weighs an L1 distance of LR
-    from [0, 1]. ``lossless`` adds ``rate`` times the bits that lossless storage would take to the
-    plain loss. ``tint`` weighs, without a lossy codec, squared errors of colour that remain over
-    8 x 8 pixels, 1 as ``mse`` does: networks that hide detail in colour give it back as a tint in
-    fine patterns.
-    ``decimate`` is the share of patches that are every second pixel of a photo, aliases and
-    all, where such patterns abound. ``ssim`` weighs
-    log(1 - SSIM) of luma beside the logarithm of the MSE, where the upscaler learns alone with the
-    real codec; it is the mean over ``ssim_scales`` sizes, each half the one before. ``revive`` is
-    after how many steps features that were never positive start again (:mod:`.revive`), through
-    the first two thirds of the training; 0 is never. ``bf16``
-    computes in bfloat16 where the device does that in hardware, ``fp16`` in half precision with a
-    scaled loss, for GPUs without bfloat16. ``compile`` has torch.compile fuse the networks, which
-    takes a minute to begin with and pays on a GPU.
+    over a patch. ``stock`` holds so many of them and draws from them again, while processes, on all
+    cores but one, code the next: for codecs that take longer than the networks. ``told`` is what
+    the upscaler is told, the codec's own ``quality`` or the ``step`` that it came to
+    (:mod:`carcodec.coarseness`), for codecs whose quality is that of the whole image. ``bounds``
+    weighs an L1 distance of LR from [0, 1]. ``lossless`` adds ``rate`` times the bits that lossless
+    storage would take to the plain loss. ``tint`` weighs, without a lossy codec, squared errors of
+    colour that remain over 8 x 8 pixels, 1 as ``mse`` does: networks that hide detail in colour
+    give it back as a tint in fine patterns. ``decimate`` is the share of patches that are every
+    second pixel of a photo, aliases and all, where such patterns abound. ``ssim`` weighs log(1 -
+    SSIM) of luma beside the logarithm of the MSE, where the upscaler learns alone with the real
+    codec; it is the mean over ``ssim_scales`` sizes, each half the one before. ``revive`` is after
+    how many steps features that were never positive start again (:mod:`.revive`), through the first
+    two thirds of the training; 0 is never. ``bf16`` computes in bfloat16 where the device does that
+    in hardware, ``fp16`` in half precision with a scaled loss, for GPUs without bfloat16.
+    ``compile`` has torch.compile fuse the networks, which takes a minute to begin with and pays on
+    a GPU.
     """
 
     batch: int = 16
@@ -81,6 +81,7 @@ class Schedule:
     rate: float = 0.1155
     real: bool = False
     whole: int = 0
+    stock: int = 0
     told: str = "quality"
     tint: float = 0.0
     decimate: float = 0.0
@@ -186,6 +187,14 @@ def load_recipe(path: Path) -> Recipe:
             raise RecipeError(f"{path} [training]: whole must be at least patch")
         if recipe.training.whole % (2 * recipe.scale):
             raise RecipeError(f"{path} [training]: whole must be a multiple of {2 * recipe.scale}")
+    if recipe.training.stock and not recipe.training.whole:
+        raise RecipeError(
+            f"{path} [training]: stock wants whole: it holds what patches are cut from"
+        )
+    if recipe.training.stock < 0:
+        raise RecipeError(
+            f"{path} [training]: stock must be 0 or more, not {recipe.training.stock}"
+        )
     if recipe.training.revive < 0:
         raise RecipeError(
             f"{path} [training]: revive must be 0 or more, not {recipe.training.revive}"

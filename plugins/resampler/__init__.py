@@ -6,13 +6,22 @@ A leaf: it imports nothing else of carcodec, and nothing but the standard librar
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["FOLDER", "Triple", "backward_entry", "entry", "geometry", "source"]
+__all__ = ["FOLDER", "Entry", "Triple", "backward_entry", "entry", "geometry", "source"]
 
 FOLDER = Path(__file__).parent
-_BLOCK = (32, 4)  # threads across and down
-_FAST = (6, 9, 12)  # kernels that have an entry of their own
+_BLOCK = (32, 4)
+# of the fast kernels, by scale; their part of the photo fills up to 48 KiB of shared memory
+_TILES = {2: (32, 8), 3: (32, 8), 4: (32, 4)}
 Triple = tuple[int, int, int]
+
+
+class Entry(NamedTuple):
+    """A kernel in the source, and the threads across and down of its blocks, an LR pixel each."""
+
+    name: str
+    block: tuple[int, int]
 
 
 def source() -> str:
@@ -20,13 +29,13 @@ def source() -> str:
     return (FOLDER / "resampler.cu").read_text("utf-8")
 
 
-def entry(dtype: str, kernel: int, width: int) -> tuple[str, int]:
-    """The kernel to launch, and how many LR pixels each of its threads makes.
+def entry(dtype: str, scale: int, kernel: int) -> Entry:
+    """The kernel to launch: a fast one for kernels of 3 LR pixels at scales 2, 3 and 4.
 
     Args:
         dtype: of photo, heads and LR: ``float32`` or ``float16``.
+        scale: HR pixels per LR pixel.
         kernel: taps a side.
-        width: of LR. The fast kernels load two neighbours at once and want an even one.
 
     Raises:
         ValueError: another dtype.
@@ -34,22 +43,23 @@ def entry(dtype: str, kernel: int, width: int) -> tuple[str, int]:
     kinds = {"float32": "f32", "float16": "f16"}
     if dtype not in kinds:
         raise ValueError(f"the resampler works on float32 and float16, not {dtype}")
-    name = f"carcodec_resample_{kinds[dtype]}"
-    if kernel in _FAST and width % 2 == 0:
-        return f"{name}_k{kernel}", 2
-    return name, 1
+    kind = kinds[dtype]
+    if kernel == 3 * scale and scale in _TILES:
+        return Entry(f"carcodec_resample_{kind}_x{scale}", _TILES[scale])
+    return Entry(f"carcodec_resample_{kind}", _BLOCK)
 
 
-def backward_entry() -> tuple[str, int]:
-    """The kernel of the gradients, float32 only, and its LR pixels per thread."""
-    return "carcodec_resample_backward_f32", 1
+def backward_entry() -> Entry:
+    """The kernel of the gradients, float32 only."""
+    return Entry("carcodec_resample_backward_f32", _BLOCK)
 
 
-def geometry(count: int, height: int, width: int, pixels: int = 1) -> tuple[Triple, Triple]:
-    """Grid and block for ``count`` LR images of ``height``×``width``, ``pixels`` for each thread.
+def geometry(
+    count: int, height: int, width: int, block: tuple[int, int] = _BLOCK
+) -> tuple[Triple, Triple]:
+    """Grid and block for ``count`` LR images of ``height``×``width``.
 
-    A warp is one row of a block, so that its loads of weights and offsets are consecutive.
+    A warp is one row of a block, or two, so that its loads of weights and offsets are consecutive.
     """
-    across, down = _BLOCK
-    grid = (-(-width // (across * pixels)), -(-height // down), count)
-    return grid, (across, down, 1)
+    across, down = block
+    return (-(-width // across), -(-height // down), count), (across, down, 1)

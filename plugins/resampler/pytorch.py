@@ -101,9 +101,9 @@ class _Resample(torch.autograd.Function):
         n, taps, h, w = weights.shape
         kernel = round(taps**0.5)
         small = image.new_empty((n, 3, h, w))
-        name, pixels = entry(str(image.dtype).removeprefix("torch."), kernel, w)
+        name, block = entry(str(image.dtype).removeprefix("torch."), scale, kernel)
         numbers = (h, w, scale, kernel, int(convex), int(quantise))
-        _launch(launcher, name, (n, h, w, pixels), (*given, *numbers, small))
+        _launch(launcher, name, geometry(n, h, w, block), (*given, *numbers, small))
         ctx.save_for_backward(*given)
         ctx.told = (scale, kernel, convex, launcher)
         if quantise:
@@ -120,11 +120,11 @@ class _Resample(torch.autograd.Function):
         # neighbouring kernels add to the same pixels of the photo
         d_image = torch.zeros_like(image)
         d_weights, d_offsets = torch.empty_like(weights), torch.empty_like(offsets)
-        name, pixels = backward_entry()
+        name, block = backward_entry()
         numbers = (h, w, scale, kernel, int(convex))
         given = (image, weights, offsets, _planes(d_small))
         found = (d_image, d_weights, d_offsets)
-        _launch(launcher, name, (n, h, w, pixels), (*given, *numbers, *found))
+        _launch(launcher, name, geometry(n, h, w, block), (*given, *numbers, *found))
         return *found, None, None, None, None
 
 
@@ -136,10 +136,10 @@ def _planes(tensor: Tensor) -> Tensor:
 def _launch(
     launcher: Launcher,
     name: str,
-    size: tuple[int, int, int, int],
+    size: tuple[Triple, Triple],
     arguments: Sequence[Tensor | int],
 ) -> None:
     device = next(a.device for a in arguments if isinstance(a, Tensor))
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     values = [Pointer(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments]
-    launcher.launch(name, *geometry(*size), stream, values)
+    launcher.launch(name, *size, stream, values)

@@ -57,14 +57,12 @@ def register(ptx: bytes = b"") -> None:
         scale: int, kernel: int, convex: int, outputs: tuple[trtp.TensorDesc], tactic: int,
     ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]:  # fmt: skip
         dtype = "float16" if image.dtype == trt.float16 else "float32"
-        # LR's sides are even in all that carcodec runs; the width is not known before the engine
-        name, pixels = entry(dtype, kernel, 2)
+        name, block = entry(dtype, scale, kernel)
         count, height, width = (weights.shape_expr[axis] for axis in (0, 2, 3))
         launch = trtp.KernelLaunchParams()
-        launch.grid_x = trtp.cdiv(width, _BLOCK[0] * pixels)
-        launch.grid_y = trtp.cdiv(height, _BLOCK[1])
+        launch.grid_x, launch.grid_y = trtp.cdiv(width, block[0]), trtp.cdiv(height, block[1])
         launch.grid_z = count
-        launch.block_x, launch.block_y, launch.block_z = _BLOCK
+        launch.block_x, launch.block_y, launch.block_z = *block, 1
         numbers = (height, width, scale, kernel, convex, 1)
         extra = trtp.SymIntExprs(len(numbers))
         for i, number in enumerate(numbers):
@@ -84,9 +82,9 @@ def register(ptx: bytes = b"") -> None:
             loaded.append(Kernels(code.encode()))
         dtype = "float16" if image.dtype == trt.float16 else "float32"
         count, _, height, width = (int(side) for side in weights.shape)
-        name, pixels = entry(dtype, kernel, width)
-        grid, block = geometry(count, height, width, pixels)
+        name, block = entry(dtype, scale, kernel)
+        size = geometry(count, height, width, block)
         pointers = [Pointer(tensor.data_ptr) for tensor in (image, weights, offsets)]
         numbers = [height, width, scale, kernel, convex, 1]
         last = [Pointer(outputs[0].data_ptr)]
-        loaded[0].launch(name, grid, block, stream, [*pointers, *numbers, *last])
+        loaded[0].launch(name, *size, stream, [*pointers, *numbers, *last])

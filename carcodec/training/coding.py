@@ -1,0 +1,26 @@
+"""LR through the storage codec itself, without PyTorch: what processes of their own can do."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carcodec import coarseness, storage
+
+__all__ = ["stored"]
+
+_EFFORT = 2  # of the storage codec
+
+
+def stored(
+    name: str, image: NDArray[np.uint8], quality: int, told: str
+) -> tuple[NDArray[np.uint8], int]:
+    """LR ``(h, w, 3)`` encoded and decoded, and what the upscaler is told of it, 0…100.
+
+    With less effort than photos get: what is lost is much the same, and AVIF's speed 5 would take
+    longer than the networks.
+    """
+    codec = storage.by_name(name)
+    data = codec.encode(image, quality, 1, _EFFORT)
+    found = codec.decode(data, (image.shape[1], image.shape[0]), 3, 1)
+    return found, coarseness.told(told, codec, image, quality, data, 1, _EFFORT)

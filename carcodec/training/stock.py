@@ -1,0 +1,158 @@
+"""Photos as the storage codec gives them back, coded in the background and drawn from many times.
+
+A storage codec takes longer than the networks: JPEG 2000 told its step takes 0.3 s for 384×384
+pixels, and a GPU trains on ten times as many meanwhile.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from carcodec.training import coding
+
+__all__ = ["Stock", "lost"]
+
+_FIRST = 0.1  # of the stock, before anything is drawn from it
+_EACH = 2  # begun with every draw at most: handing them out takes the training's own time
+_GRID = 2  # LR pixels: a network of stride 2 wants even sides
+
+
+class Stock:
+    """Parts of photos beside what the storage codec made of them, the oldest replaced by new ones.
+
+    What is drawn when depends on how fast the processes are: two trainings are alike, not the same.
+
+    Args:
+        size: how many are held, on ``device``, three bytes a pixel for HR and LR.
+        wholes: draws that many HR parts, ``(n, 3, H, H)`` in [0, 1] on ``device``.
+        shrunk: their LR.
+        qualities: draws that many qualities of the storage codec.
+        codec: its name.
+        told: see :attr:`.recipe.Schedule.told`.
+        random: draws patches.
+        processes: that code, one for each core but one if it is left out.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        wholes: Callable[[int], Tensor],
+        shrunk: Callable[[Tensor], Tensor],
+        qualities: Callable[[int], Tensor],
+        codec: str,
+        told: str,
+        random: np.random.Generator,
+        device: torch.device,
+        processes: int = 0,
+    ) -> None:
+        self.size, self.codec, self.told = size, codec, told
+        self.wholes, self.shrunk, self.qualities = wholes, shrunk, qualities
+        self.random, self.device = random, device
+        self.coded = 0  # so far
+        self._processes = processes or max(1, _cores() - 1)
+        # not forked: the parent's threads, CUDA's too, would not be there
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(self._processes, context)
+        # of its own: copies from plain memory wait for all that their stream has to do
+        stream: Any = torch.cuda.Stream
+        self._stream = stream(device) if device.type == "cuda" else None
+        self._waiting: dict[Future[Any], Tensor] = {}
+        self._held: list[Tensor] = []  # as drawn; allocated when sizes are known
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def draw(self, count: int, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Patches of HR and of stored LR in [0, 1], what the upscaler is told, and what is lost.
+
+        That is in [0, 1], and this the MSE of the part that the patch is from (:func:`lost`).
+
+        Args:
+            count: how many.
+            side: of the LR patches, in pixels.
+
+        Raises:
+            StorageError: from a process that codes.
+        """
+        self._refill(block=False)
+        while self.coded < max(1, _FIRST * self.size):
+            self._refill(block=True)
+        high, low, told, missed = self._held
+        scale = high.shape[-1] // low.shape[-1]
+        draw = self.random.integers
+        room = (low.shape[-1] - side) // _GRID + 1
+        drawn = np.stack([draw(n, size=count) for n in (min(self.coded, self.size), room, room)])
+        with torch.cuda.stream(self._stream):  # nothing where it is None
+            places = torch.from_numpy(drawn).to(self.device)
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self._stream)
+            places.record_stream(current)
+        pick, top, left = places
+        found = []
+        for held, step in ((high, scale), (low, 1)):
+            run = torch.arange(side * step, device=self.device)
+            rows = _GRID * step * top[:, None] + run
+            columns = _GRID * step * left[:, None] + run
+            # indices around a slice: their axes come first, channels last
+            part = held[pick[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+            found.append(part.permute(0, 3, 1, 2).float().div(255))
+        return found[0], found[1], told[pick], missed[pick]
+
+    def _refill(self, block: bool) -> None:
+        """Put in what has been coded, and have as much coded as the processes can take."""
+        with torch.cuda.stream(self._stream):
+            # no more at a time than training keeps up with
+            wanted = 2 * self._processes - len(self._waiting)
+            if wanted := wanted if block else min(wanted, _EACH):
+                self._start(wanted)
+            done, _ = wait(self._waiting, None if block else 0, FIRST_COMPLETED)
+            for future in done:
+                high = self._waiting.pop(future)
+                low, told = future.result()
+                self._put(high, torch.from_numpy(low).permute(2, 0, 1), told / 100)
+
+    @torch.no_grad()
+    def _start(self, count: int) -> None:
+        wholes = self.wholes(count)
+        small = self.shrunk(wholes).clamp(0, 1).mul(255).round().byte()
+        levels = small.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        high = wholes.mul(255).round().byte()
+        qualities = self.qualities(count).round().int().tolist()
+        for i, quality in enumerate(qualities):
+            future = self._pool.submit(coding.stored, self.codec, levels[i], quality, self.told)
+            self._waiting[future] = high[i]
+
+    def _put(self, high: Tensor, low: Tensor, told: float) -> None:
+        low = low.to(self.device)
+        missed = lost(high[None].float() / 255, low[None].float() / 255)[0]
+        given = (high, low, torch.tensor(told, device=self.device), missed)
+        if not self._held:
+            self._held = [g.new_empty((self.size, *g.shape)) for g in given]
+        for held, one in zip(self._held, given, strict=True):
+            held[self.coded % self.size] = one
+        self.coded += 1
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def lost(image: Tensor, small: Tensor) -> Tensor:
+    """MSE ``(N,)`` of plain bicubic upscaling of what was stored, at least that of one level."""
+    scale = image.shape[-1] // small.shape[-1]
+    if scale > 1:
+        small = functional.interpolate(small, scale_factor=scale, mode="bicubic")
+    return (small - image).square().mean((1, 2, 3)).clamp_min(1 / 255**2)
