@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from carcodec import atomic, metrics
+from carcodec import atomic, metrics, zoo
 from carcodec.compare import Codec, Comparison, carcodecs, compare, plot, report, standard
 from carcodec.compare.codecs import DIAL
 from carcodec.compare.run import AGAINST
@@ -37,7 +37,11 @@ SETS = ("Kodak", "Set5", "Set14", "BSD100", "Urban100")
 EVERY = {"Urban100": 4}  # with --sample
 SPANS = ((0.05, 0.25), (0.1, 0.5), (0.05, 2.0))
 # the storage codec at full size that each hull is held against, and by how much it may lose
-OWN = {"carcodec-avif": "avif-tuned", "carcodec-jpeg2000": "jpeg2000"}
+OWN = {
+    "carcodec-avif": "avif-tuned",
+    "carcodec-jpeg2000": "jpeg2000",
+    "carcodec-jpeg2000-hq": "jpeg2000",
+}
 WORST = 5.0
 # efforts that Kodak is measured at as well, and what they are
 EFFORTS = {
@@ -57,6 +61,22 @@ def percent(value: float) -> str:
     if not math.isfinite(value):
         return "–"
     return f"{value:+.1f}".replace("-", "−")
+
+
+def with_slower(own: list[Codec], engine: str) -> list[Codec]:
+    """Beside a storage codec's hull, which searches use, the one that its -hq models are in, too."""
+    found = own
+    for card in zoo.installed():
+        name = f"carcodec-{card.storage}"
+        members = [c for c in found if name in c.families]
+        if not card.hq or not members or card.version < zoo.find(card.name).version:
+            continue
+        (slow,) = carcodecs([card.storage], [card.name], engine=engine)
+        found = [
+            replace(c, families=(*c.families, f"{name}-hq")) if c in members else c for c in found
+        ]
+        found.append(replace(slow, families=(f"{name}-hq",)))
+    return found
 
 
 def bd_table(found: Comparison, metric: str, span: tuple[float, float]) -> list[str]:
@@ -146,7 +166,8 @@ def page(
         "than the column's codec at equal quality. A number in brackets: pictures with an "
         'overlap. "carcodec" is the hull over its models, with a storage codec\'s name over those '
         "that store with it: the best model for each picture and rate, as searches for a target "
-        "find it. `--quality` alone takes the same model for every picture. SSIM and MS-SSIM "
+        "find it, and -hq also over models that are taken only by name, for their time. "
+        "`--quality` alone takes the same model for every picture. SSIM and MS-SSIM "
         "are compared as −10 log₁₀(1 − x), SSIMULACRA2 as it is. Kodak is measured "
         "up to 2 bits per pixel, the other sets up to 0.5. AVIF is what "
         "libavif makes of a photo by default (4:2:0, its tuning for looks); AVIF 4:4:4 tune=ssim "
@@ -207,8 +228,20 @@ def merged(old: str, new: str, titles: set[str], note: str) -> str:
             found.append((key, line))
         return found
 
-    rows = {key: line for key, line in keyed(new) if key and key[-1] in titles}
-    lines = [rows.get(key, line) for key, line in keyed(old)]
+    rows, behind = {}, {}  # by key; keys of new rows by the key of the row before them
+    before: tuple[str, ...] = ()
+    known = {key for key, _ in keyed(old)}
+    for key, line in keyed(new):
+        if key and key[-1] in titles:
+            rows[key] = line
+            if key not in known:
+                behind[before] = key
+        before = key
+    lines = []
+    for key, line in keyed(old):
+        lines.append(rows.get(key, line))
+        while key and (key := behind.get(key, ())):
+            lines.append(rows[key])
     begun = note.partition(" were measured")[0]
     lines = [line for line in lines if not line.startswith(begun)]
     at = next(i for i, line in enumerate(lines) if line.startswith("Written by")) + 1
@@ -287,6 +320,7 @@ def main() -> None:
     )
     if arguments.storage:  # the hull over these is not carcodec's
         own = [replace(c, families=(f"carcodec-{arguments.storage}",)) for c in own]
+    own = with_slower(own, engine)
     chosen = [*own, *standard(ANCHORS)]
     found: dict[str, Comparison] = {}
     efforts: dict[int, Comparison] = {}
@@ -338,9 +372,9 @@ def main() -> None:
     target = ROOT / "docs" / "RESULTS.md"
     if arguments.storage:
         one = next(iter(found.values()))
-        family = one.title(f"carcodec-{arguments.storage}")
-        titles = {re.sub(r" v\d+,", ",", c.title or c.name) for c in own} | {family}
-        what = family.partition(", ")[2]
+        families = {one.title(family) for c in own for family in c.families}
+        titles = {re.sub(r" v\d+,", ",", c.title or c.name) for c in own} | families
+        what = one.title(f"carcodec-{arguments.storage}").partition(", ")[2]
         note = f"The rows of {what} were measured again by `{command}` on {one.date}."
         text = merged(target.read_text("utf-8"), text, titles, note)
     atomic.write(target, text.encode())

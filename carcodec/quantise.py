@@ -7,6 +7,7 @@ change in LR does not count. How a network is turned is said in :mod:`carcodec.e
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
 import tempfile
 import tomllib
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from carcodec import atomic, coarseness, codec, eight_bits, files, metrics, storage, zoo
 from carcodec.errors import DataError, EngineError, ImageError, MissingDependencyError
+from carcodec.zoo import halves
 from carcodec.zoo.card import as_toml
 
 __all__ = ["CONTRAST", "MOST", "QUALITIES", "quantise"]
@@ -144,12 +146,10 @@ def _middle(path: Path) -> Photo:
 
 def _network(card: zoo.ModelCard, side: str) -> tuple[Any, list[str]]:
     """One side's graph, and which of its layers are to be in 8 bits."""
-    try:
-        import onnx
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("quantising needs onnx: pip install onnx") from error
+    if importlib.util.find_spec("onnx") is None:
+        raise MissingDependencyError("quantising needs onnx: pip install onnx")
 
-    network = onnx.load_model_from_string(card.weights(getattr(card, side)))
+    network = halves.network(card, getattr(card, side))
     layers = eight_bits.layers(network)
     if not layers:
         raise EngineError(f"the {side} of {card.name} has no layer that is worth quantising")

@@ -16,7 +16,7 @@ from onnx.utils import Extractor
 
 from carcodec.engines import Network, int8, sampling
 from carcodec.errors import EngineError
-from carcodec.zoo import ModelCard
+from carcodec.zoo import ModelCard, halves
 
 __all__ = ["load"]
 
@@ -36,7 +36,7 @@ def load(card: ModelCard, side: str, threads: int = 0, options: tuple[str, ...] 
     them and the resampling, whose result is rounded once and for all, are always float32.
     """
     eight = int8(card, side, options)
-    model = onnx.load_model_from_string(card.weights(eight or getattr(card, side)))
+    model = halves.network(card, eight or getattr(card, side))
     if eight:
         _keep_sums(model)
     core = openvino.Core()

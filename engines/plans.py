@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, inliner, numpy_helper
 
 from carcodec import atomic
 from carcodec.errors import EngineError
-from carcodec.zoo import ModelCard
+from carcodec.zoo import ModelCard, halves
 
 __all__ = [
     "Library", "PlanRefusedError", "Profile", "batch", "build", "folder", "graph", "halved", "key",
@@ -91,7 +91,7 @@ def graph(card: ModelCard, side: str, plugin: bool, half: bool = False) -> onnx.
     plugin; without, the function is inlined. ``half`` turns an upscaler to float16. Images come in
     batches wherever :func:`batch` is more than 1.
     """
-    model = onnx.load_model_from_string(card.weights(getattr(card, side)))
+    model = halves.network(card, getattr(card, side))
     if plugin:
         del model.functions[:]
         for node in model.graph.node:

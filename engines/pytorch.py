@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
@@ -20,7 +19,7 @@ from torch import Tensor
 from carcodec.engines import Network, batches, guard, log, plans
 from carcodec.errors import EngineError, RecipeError
 from carcodec.networks import car, families, plain
-from carcodec.zoo import ModelCard
+from carcodec.zoo import ModelCard, halves
 
 __all__ = ["Pipeline", "load", "network"]
 
@@ -39,7 +38,7 @@ def network(card: ModelCard, side: str) -> torch.nn.Module:
         module: torch.nn.Module = families.build(
             side, described.family, card.scale, described.options
         )
-        model = onnx.load_model_from_string(card.weights(described))
+        model = halves.network(card, described)
         weights = {
             i.name: torch.from_numpy(numpy_helper.to_array(i).copy())
             for i in model.graph.initializer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import shutil
 import subprocess
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from PIL import Image
 
 from carcodec import codec, engines, zoo
-from carcodec.engines import guard
+from carcodec.engines import guard, plans
 from carcodec.errors import DigestMismatchError, EngineError, MissingDependencyError
+from carcodec.zoo import halves
 
 MODELS = ["tiny-x2", "car-x2", "car-x4", "tad-x2", "rrnet-x3"]
 
@@ -197,6 +201,38 @@ def test_levels_on_the_device_are_the_photos_levels(
         assert found.dtype == expected.dtype and found.shape == expected.shape
         off = np.abs(found.astype(int) - expected)
         assert (off > (8 if found.dtype == np.uint16 else 0)).mean() < 0.002 and off.max() < 9
+
+
+def test_weights_stored_in_half_precision_are_those_of_float32(
+    tmp_path: Path, tiny: zoo.ModelCard, photo: Image.Image
+) -> None:
+    folder = tmp_path / "half-x2-v1"
+    shutil.copytree(tiny.folder, folder)
+    exact = onnx.load(folder / "upscaler.onnx")
+    model = onnx.load(folder / "upscaler.onnx")
+    halves.narrowed(model)
+    data = model.SerializeToString()
+    (folder / "upscaler.onnx").write_bytes(data)
+    text = (folder / "card.toml").read_text()
+    text = text.replace(tiny.upscaler.sha256, hashlib.sha256(data).hexdigest())
+    (folder / "card.toml").write_text(text)
+    card = zoo.load_card(folder / "card.toml")
+    # what looks at weights finds the same graph, and kernels rounded
+    seen = halves.network(card, card.upscaler)
+    assert list(seen.graph.node) == list(exact.graph.node)
+    for was, now in zip(exact.graph.initializer, seen.graph.initializer, strict=True):
+        before, after = numpy_helper.to_array(was), numpy_helper.to_array(now)
+        assert was.name == now.name and after.dtype == before.dtype
+        wanted = before.astype(np.float16).astype(np.float32) if before.ndim > 1 else before
+        assert np.array_equal(after, wanted)
+    # and every engine runs it
+    small = codec.downscale(np.asarray(photo), tiny, "onnxruntime", 1)
+    wanted = codec.upscale(small, photo.size, 8, tiny, "onnxruntime", 1).astype(int)
+    for engine in ("onnxruntime:fp32", "openvino:fp32", "pytorch"):
+        found = codec.upscale(small, photo.size, 8, card, engine, 1)
+        assert np.abs(found - wanted).max() <= 1 and (found != wanted).mean() < 0.05
+    kinds = {t.data_type for t in plans.graph(card, "upscaler", False).graph.initializer}
+    assert onnx.TensorProto.FLOAT16 not in kinds
 
 
 @pytest.mark.parametrize(

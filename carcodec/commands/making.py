@@ -92,11 +92,14 @@ def export(
     measured: Annotated[
         Path | None, typer.Option(help="JSON of benchmarks/quality.py, for the card.")
     ] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="Store the upscaler's weights in float16: half the file.")
+    ] = False,
 ) -> None:
     """Write a checkpoint as a model that can be encoded with: card and ONNX files."""
     figures = json.loads(files.read_bytes(str(measured))) if measured else None
     card = _training("export").export(
-        checkpoint, output, data=data, command=command, measured=figures
+        checkpoint, output, data=data, command=command, measured=figures, half=half
     )
     screen.print(f"{card}")
 

@@ -145,9 +145,11 @@ class Comparison:
         """A curve's name for people."""
         if name in self.codecs:
             return str(self.codecs[name]["title"] or name)
-        inside = name.partition("-")[2]
+        inside = name.partition("-")[2].removesuffix("-hq")
         titles = {"avif": "AVIF", "jpeg2000": "JPEG 2000", "jpegxl": "JPEG XL", "webp": "WebP"}
-        return f"{name.partition('-')[0]}, {titles.get(inside, inside)} inside" if inside else name
+        slower = ", -hq" if name.endswith("-hq") else ""
+        first = name.partition("-")[0]
+        return f"{first}, {titles.get(inside, inside)} inside{slower}" if inside else name
 
     def measure(self, metric: str) -> measures.Metric:
         """The metric called so: the caller's own, or a built-in one.

@@ -18,6 +18,7 @@ from carcodec.networks.plain import BicubicDownscaler
 from carcodec.training.graph import written
 from carcodec.training.loop import build_networks, load_checkpoint
 from carcodec.training.recipe import NetworkRecipe, Recipe, Schedule
+from carcodec.zoo import halves
 from carcodec.zoo.card import as_toml
 
 __all__ = ["checkpoint_networks", "export"]
@@ -60,12 +61,14 @@ def export(
     data: str = "",
     command: str = "",
     measured: dict[str, Any] | None = None,
+    half: bool = False,
 ) -> Path:
     """Write ``out/NAME-vVERSION/`` with ``card.toml``, ``downscaler.onnx`` and ``upscaler.onnx``.
 
     ``data`` describes the training photos, ``command`` how it was trained. ``measured`` holds
     figures by system, as benchmarks/quality.py writes them; those of the model's name go onto the
-    card, and those of ``bicubic-xSCALE`` beside them as ``baseline``.
+    card, and those of ``bicubic-xSCALE`` beside them as ``baseline``. ``half`` stores the
+    upscaler's weights in float16 (:mod:`carcodec.zoo.halves`), in half of the file.
 
     Returns:
         The card's path.
@@ -85,7 +88,15 @@ def export(
             sides[side] = families.build(side, described.family, 2, described.options).eval()
             sides[side].load_state_dict(network.state_dict())
     rounded = steps["downscaler"] == 1
-    files = {s: written(network, s, rounded).SerializeToString() for s, network in sides.items()}
+    if half:
+        with torch.no_grad():
+            for p in sides["upscaler"].parameters():
+                if p.ndim > 1:
+                    p.copy_(p.half())
+    models = {s: written(network, s, rounded) for s, network in sides.items()}
+    if half:
+        halves.narrowed(models["upscaler"])
+    files = {s: model.SerializeToString() for s, model in models.items()}
     _compare(sides["downscaler"], sides["upscaler"], files, rounded)
     lines = [
         f"name = {as_toml(recipe.name)}",

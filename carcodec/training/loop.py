@@ -29,6 +29,7 @@ from carcodec.training.revive import Reviver
 from carcodec.training.sheet import sheet
 from carcodec.training.stock import Stock, lost
 from carcodec.training.world import World, join
+from carcodec.zoo import halves
 
 __all__ = ["Progress", "build_networks", "load_checkpoint", "train"]
 
@@ -76,13 +77,13 @@ def _given_weights(start: Path) -> dict[str, Tensor]:
     if start.suffix or start.is_file():
         weights: dict[str, Tensor] = load_checkpoint(start)["average"]
         return weights
-    import onnx
+    from onnx import numpy_helper
 
     card = zoo.load_card(start / "card.toml") if start.is_dir() else zoo.find(str(start))
     return {
-        f"{side}.{value.name}": torch.from_numpy(onnx.numpy_helper.to_array(value).copy())
+        f"{side}.{value.name}": torch.from_numpy(numpy_helper.to_array(value).copy())
         for side in ("downscaler", "upscaler")
-        for value in onnx.load_from_string(card.weights(getattr(card, side))).graph.initializer
+        for value in halves.network(card, getattr(card, side)).graph.initializer
     }
 
 
