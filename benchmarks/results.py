@@ -64,7 +64,7 @@ def percent(value: float) -> str:
 
 
 def with_slower(own: list[Codec], engine: str) -> list[Codec]:
-    """Beside a storage codec's hull, which searches use, the one that its -hq models are in, too."""
+    """Beside a storage codec's hull, which searches use, the one over its -hq models as well."""
     found = own
     for card in zoo.installed():
         name = f"carcodec-{card.storage}"

@@ -221,22 +221,24 @@ def decode(
     tile: int = 0,
     progress: Report = _quiet,
     region: Region | None = None,
+    model: str = "",
 ) -> Image.Image:
     """Restore the full-size photo as a Pillow image of the original's mode.
 
     Metadata is in ``info`` under Pillow's usual keys: ``exif``, ``icc_profile``, ``xmp``.
     16-bit colour, which Pillow has no mode for, becomes 8-bit: see :func:`decode_array`.
     With a ``region``, left, top, right and bottom in the photo's pixels as for Pillow's ``crop``,
-    the network runs only there; what it restores is the same.
+    the network runs only there; what it restores is the same. ``model`` restores with another
+    model than the file's own: see :func:`restorer`.
 
     Raises:
         ContainerError, DigestMismatchError: not a sound .carimg file.
         StorageError: a codestream in it is damaged.
         ModelNotFoundError: the model it asks for is not installed.
         LimitError: larger than :data:`MAX_PIXELS`.
-        ImageError: the region is empty or not within the photo.
+        ImageError: the region is empty or not within the photo, or the model does not fit.
     """
-    return pixels.to_image(restore(data, engine, threads, tile, progress, region))
+    return pixels.to_image(restore(data, engine, threads, tile, progress, region, model))
 
 
 def decode_array(
@@ -247,12 +249,13 @@ def decode_array(
     tile: int = 0,
     progress: Report = _quiet,
     region: Region | None = None,
+    model: str = "",
 ) -> NDArray[Any]:
     """Restore the photo as an array ``(H, W)`` or ``(H, W, 2…4)``, uint8, or uint16 if it was.
 
-    ``region`` and what is raised: as for :func:`decode`.
+    ``region``, ``model`` and what is raised: as for :func:`decode`.
     """
-    return pixels.to_array(restore(data, engine, threads, tile, progress, region))
+    return pixels.to_array(restore(data, engine, threads, tile, progress, region, model))
 
 
 def thumbnail(data: bytes | container.Carimg, size: tuple[int, int] | None = None) -> Image.Image:
@@ -434,6 +437,7 @@ def restore(
     tile: int = 0,
     progress: Report = _quiet,
     region: Region | None = None,
+    model: str = "",
 ) -> pixels.Photo:
     """Restore the photo with its metadata: what :func:`decode` and :func:`decode_array` wrap."""
     file = data if isinstance(data, container.Carimg) else container.read(data)
@@ -456,6 +460,8 @@ def restore(
         raise ImageError(
             f"the file says scale {header.scale}, its model {card.name} has scale {card.scale}"
         )
+    if model:
+        card = restorer(card, model)
     small = stored_image(file, threads)
     rows, above = _window(top, small.shape[0], bottom, card)
     columns, before = _window(left, small.shape[1], right, card)
@@ -479,6 +485,33 @@ def restore(
     elif header.has_alpha:
         alpha = np.full(colour.shape[:2], 255, np.uint8)
     return pixels.Photo(header.mode_name, colour, alpha, file.icc, file.exif, file.xmp)
+
+
+def restorer(own: zoo.ModelCard, model: str) -> zoo.ModelCard:
+    """The model called ``model``, for what ``own`` made; ``newest`` is its newest version that fits.
+
+    One fits whose downscaler is the same, trained for the same storage codec and told the same of
+    it: a later version whose upscaler alone went on learning, or a larger network.
+
+    Raises:
+        ModelNotFoundError: it is not installed.
+        ImageError: it does not fit.
+    """
+
+    def made(card: zoo.ModelCard) -> tuple[Any, ...]:
+        return card.scale, card.storage, card.told, card.downscaler.sha256
+
+    if model == "newest":
+        later = [c for c in zoo.installed() if c.name == own.name and made(c) == made(own)]
+        return max([own, *later], key=lambda card: card.version)
+    card = zoo.find(model)
+    if made(card) != made(own):
+        fitting = {c.name for c in zoo.installed() if made(c) == made(own)} | {own.name}
+        raise ImageError(
+            f"{card.name} version {card.version} is not made to restore what {own.name} version "
+            f"{own.version} makes; what is: {', '.join(sorted(fitting))}, or newest"
+        )
+    return card
 
 
 def _window(start: int, length: int, stop: int, card: zoo.ModelCard) -> tuple[slice, int]:

@@ -446,6 +446,7 @@ def test_wrong_calls_exit_with_2(
         (["decode", "ok.carimg", "-o", "x.carimg"], "full-size picture"),
         (["decode", "rgba.carimg", "-o", "x.jpg"], "JPEG cannot hold"),
         (["decode", "ok.carimg", "--region", "0,0,9,999"], "ok.carimg: the region 0,0,9,999"),
+        (["decode", "ok.carimg", "--model", "car-x3"], "ok.carimg: car-x3 version"),
         (["info", "a.png"], "signature is missing"),
         (["thumbnail", "cut.carimg"], "cut.carimg: the file is cut off"),
         (["train", "nope", "--data", "."], "cannot read the recipe"),

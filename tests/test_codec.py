@@ -14,7 +14,7 @@ import reader
 from PIL import Image
 
 import carcodec
-from carcodec import codec, container, pixels, storage, zoo
+from carcodec import codec, container, metrics, pixels, storage, zoo
 from carcodec.errors import (
     CarcodecError,
     ImageError,
@@ -119,6 +119,35 @@ def test_a_region_of_alpha_and_16_bits() -> None:
         assert np.abs(part - whole[7:20, 5:32]).max() <= 1
     image = carcodec.decode((GOLDEN / "mode-rgba.carimg").read_bytes(), region=(5, 7, 32, 20))
     assert image.size == (27, 13) and image.mode == "RGBA"
+
+
+def test_an_old_file_restored_by_a_later_model(taipei: Image.Image) -> None:
+    """The same stored image, another upscaler: nearer to the photo."""
+    old = next(c for c in zoo.installed() if (c.name, c.version) == ("car-x2-avif", 3))
+    photo = taipei.crop((240, 320, 432, 464))
+    file = container.read(carcodec.encode(photo, model="car-x2-avif", quality=50).data)
+    header = dataclasses.replace(file.header, model_version=3, model_digest=old.short_digest)
+    data = container.write(dataclasses.replace(file, header=header))
+    run = {"engine": "onnxruntime:fp32"}
+    own, newest, named = (
+        carcodec.decode_array(data, model=model, **run) for model in ("", "newest", "car-x2-avif")
+    )
+    image = np.asarray(photo)
+    assert np.array_equal(newest, named) and not np.array_equal(newest, own)
+    assert metrics.psnr(image, newest) > metrics.psnr(image, own)
+    part = carcodec.decode_array(data, model="newest", region=(20, 30, 90, 100), **run)
+    assert np.abs(part - newest[30:100, 20:90].astype(int)).max() <= 1
+    # a model that made the small image otherwise, or knows another codec, is refused
+    for other in ("car-x2", "car-x2-jpeg2000", "car-x1-avif"):
+        with pytest.raises(ImageError, match=f"{other} version .* what is: car-x2-avif"):
+            carcodec.decode(data, model=other)
+    with pytest.raises(ModelNotFoundError, match="nothing-x9 is not installed"):
+        carcodec.decode(data, model="nothing-x9")
+    # of one that has no later version, newest is its own
+    grey = carcodec.encode(photo, model="tad-grey").data
+    assert np.array_equal(
+        carcodec.decode_array(grey, model="newest", **run), carcodec.decode_array(grey, **run)
+    )
 
 
 @pytest.mark.parametrize("region", [(0, 0, 41, 34), (-1, 0, 5, 5), (5, 5, 5, 9), (9, 1, 5, 3)])

@@ -166,6 +166,14 @@ def decode(
             show_default="all of it",
         ),
     ] = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Restore with another model that has the same downscaler, or with its newest "
+            "version that has: newest.",
+            show_default="the file's own",
+        ),
+    ] = "",
     engine: Engine = "auto",
     threads: Threads = 0,
     overwrite: Overwrite = False,
@@ -180,7 +188,9 @@ def decode(
     def one(source: str, target: str, report: Callable[[float], None]) -> str:
         start = time.perf_counter()
         data = files.read_bytes(source)
-        photo = named(source, lambda: codec.restore(data, engine, threads, 0, report, wanted))
+        photo = named(
+            source, lambda: codec.restore(data, engine, threads, 0, report, wanted, model)
+        )
         written = files.image_bytes(photo, suffix if target == "-" else Path(target).suffix)
         files.write_bytes(target, written, overwrite)
         height, width = photo.colour.shape[:2]
