@@ -488,7 +488,7 @@ def restore(
 
 
 def restorer(own: zoo.ModelCard, model: str) -> zoo.ModelCard:
-    """The model called ``model``, for what ``own`` made; ``newest`` is its newest version that fits.
+    """The model called ``model``, for what ``own`` made; ``newest`` is its newest that fits.
 
     One fits whose downscaler is the same, trained for the same storage codec and told the same of
     it: a later version whose upscaler alone went on learning, or a larger network.
