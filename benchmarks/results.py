@@ -69,7 +69,7 @@ def with_slower(own: list[Codec], engine: str) -> list[Codec]:
     for card in zoo.installed():
         name = f"carcodec-{card.storage}"
         members = [c for c in found if name in c.families]
-        if not card.hq or not members or card.version < zoo.find(card.name).version:
+        if not card.large or not members or card.version < zoo.find(card.name).version:
             continue
         (slow,) = carcodecs([card.storage], [card.name], engine=engine)
         found = [

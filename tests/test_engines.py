@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -233,6 +234,17 @@ def test_weights_stored_in_half_precision_are_those_of_float32(
         assert np.abs(found - wanted).max() <= 1 and (found != wanted).mean() < 0.05
     kinds = {t.data_type for t in plans.graph(card, "upscaler", False).graph.initializer}
     assert onnx.TensorProto.FLOAT16 not in kinds
+
+
+def test_how_many_photos_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "has_gpu", lambda: False)
+    assert {engines.at_once(name) for name in ("auto", "pytorch", "openvino:fp32")} == {2}
+    monkeypatch.setattr(engines, "has_gpu", lambda: True)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    assert [engines.at_once(n) for n in ("auto", "pytorch:fp16", "tensorrt")] == [8, 8, 8]
+    assert engines.at_once("onnxruntime") == 2
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert engines.at_once("auto") == 4
 
 
 @pytest.mark.parametrize(

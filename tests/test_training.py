@@ -8,6 +8,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -430,6 +431,34 @@ def test_patches_are_cut_from_what_is_stored_whole(
     assert encoded.header.quality == coarseness.told("step", chosen, prepared.small, 30)
     assert encoded.header.quality != 30
     assert carcodec.decode(encoded.data).size == photo.size
+
+
+ALONE = """
+import multiprocessing, time
+from concurrent.futures import ProcessPoolExecutor
+from carcodec.training import coding
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), coding.begin)
+    pool.submit(max, 1, 2).result()
+    print(*pool._processes, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc")
+def test_who_codes_for_a_training_ends_with_it(tmp_path: Path) -> None:
+    (tmp_path / "alone.py").write_text(ALONE)
+    command = [sys.executable, str(tmp_path / "alone.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
+        assert started.stdout is not None
+        coder = int(started.stdout.readline())
+        started.kill()
+    for _ in range(200):
+        stat = Path(f"/proc/{coder}/stat")
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return  # Z: it ended, and nobody has asked
+        time.sleep(0.05)
+    pytest.fail("it goes on")
 
 
 @pytest.mark.parametrize(("scale", "family"), [(1, "none"), (2, "car")])

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
+
 import numpy as np
 from numpy.typing import NDArray
 
 from carcodec import coarseness, storage
 
-__all__ = ["stored"]
+__all__ = ["begin", "stored"]
 
 _EFFORT = 2  # of the storage codec
+
+
+def begin() -> None:
+    """In a process for this alone: it ends with the one that started it, also if that is killed.
+
+    An interruption from the keyboard is that one's to answer.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def stored(

@@ -61,7 +61,7 @@ class Stock:
         self._processes = processes or max(1, _cores() - 1)
         # not forked: the parent's threads, CUDA's too, would not be there
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(self._processes, context)
+        self._pool = ProcessPoolExecutor(self._processes, context, coding.begin)
         # of its own: copies from plain memory wait for all that their stream has to do
         stream: Any = torch.cuda.Stream
         self._stream = stream(device) if device.type == "cuda" else None
