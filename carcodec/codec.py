@@ -320,7 +320,7 @@ def downscale(
     small = np.empty((lr_height, lr_width, 3)[: 2 + channels // 3], np.uint8)
     peak = np.float32(65535 if colour.dtype == np.uint16 else 255)
     step = card.step("downscaler")
-    over, levelled = _over(step, "downscaler", engine, threads, card.downscaler.steps)
+    over, levelled = _over(step, "downscaler", engine, threads, card.downscaler.steps, colour)
 
     def read(rows: slice, columns: slice) -> NDArray[Any]:
         part = taken(colour, rows, columns)
@@ -379,7 +379,9 @@ def upscale(
     channels = channels or (3 if small.ndim == 3 else 1)
     told = 1.0 if quality is None else quality / 100
     steps = card.upscaler.steps
-    over, levelled = _over(step, "upscaler", engine, threads, steps, told, int(peak), channels)
+    over, levelled = _over(
+        step, "upscaler", engine, threads, steps, small, told, int(peak), channels
+    )
     shape = (height, width, 3)[: 2 + channels // 3]
     colour: Any = np.empty(shape, np.uint16 if bits == 16 else np.uint8)
 
@@ -575,18 +577,20 @@ def _over(
     engine: str,
     threads: int,
     steps: int,
+    image: pixels.Plane,
     quality: float = 1.0,
     peak: int = 255,
     channels: int = 3,
 ) -> tuple[Callable[[Iterator[Any]], Iterator[Any]], bool]:
-    """The network, over tile after tile, and whether it takes and gives levels instead of floats.
+    """The network, over an image's tiles, and whether it takes and gives levels, and not floats.
 
     Between several steps there are floats.
     """
     from carcodec import engines
 
     network = _network(card, side, engine, threads)
-    if steps > 1 or not isinstance(network, engines.Levelled):
+    direct = steps == 1 and isinstance(network, engines.Levelled)
+    if not direct or not network.takes(image[:1, :1], peak, channels):
         return (lambda tiles: engines.over(network, tiles, quality)), False
 
     def levels(tiles: Iterator[Any]) -> Iterator[Any]:

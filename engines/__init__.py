@@ -70,6 +70,10 @@ class Pipelined(Protocol):
 class Levelled(Protocol):
     """A network that turns levels into floats and back where it computes: bytes are copied."""
 
+    def takes(self, tile: NDArray[Any], peak: int = 255, channels: int = 3) -> bool:
+        """Whether :meth:`levels` is for tiles like this one, and for such results."""
+        ...
+
     def levels(
         self,
         tiles: Iterable[NDArray[Any]],

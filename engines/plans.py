@@ -23,7 +23,7 @@ from carcodec.zoo import ModelCard, halves
 
 __all__ = [
     "Library", "PlanRefusedError", "Profile", "batch", "build", "folder", "graph", "halved", "key",
-    "may_halve", "plan", "profile",
+    "levelled", "may_halve", "plan", "profile",
 ]  # fmt: skip
 
 Profile = tuple[int, int, int]  # least, usual and largest side of the network's input
@@ -84,12 +84,14 @@ def may_halve(card: ModelCard, side: str) -> bool:
     return side == "upscaler" and card.upscaler.family != "bicubic"
 
 
-def graph(card: ModelCard, side: str, plugin: bool, half: bool = False) -> onnx.ModelProto:
+def graph(
+    card: ModelCard, side: str, plugin: bool, half: bool = False, levels: bool = False
+) -> onnx.ModelProto:
     """The ONNX graph that a parser is handed.
 
     With ``plugin`` the resampler's node loses its local function, so that the parser finds our
-    plugin; without, the function is inlined. ``half`` turns an upscaler to float16. Images come in
-    batches wherever :func:`batch` is more than 1.
+    plugin; without, the function is inlined. ``half`` turns an upscaler to float16. ``levels``
+    makes images ``(n, h, w, 3)`` uint8. They come in batches wherever :func:`batch` is more than 1.
     """
     model = halves.network(card, getattr(card, side))
     if plugin:
@@ -104,7 +106,42 @@ def graph(card: ModelCard, side: str, plugin: bool, half: bool = False) -> onnx.
         for value in (*model.graph.input, *model.graph.output):
             if len(value.type.tensor_type.shape.dim) == 4:
                 value.type.tensor_type.shape.dim[0].dim_param = "n"
-    return halved(model) if half and side == "upscaler" else model
+    if half and side == "upscaler":
+        model = halved(model)
+    return _of_levels(model) if levels else model
+
+
+def _of_levels(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A graph between images in [0, 1] as one between levels: bytes are copied, not floats."""
+    graph = model.graph
+    image, result = graph.input[0], graph.output[0]
+    names = [image.name, result.name]
+    constants = {"peak": np.float32(255), "half": np.float32(0.5), "none": np.float32(0)}
+    graph.initializer.extend(numpy_helper.from_array(np.array(v), k) for k, v in constants.items())
+    first = [
+        helper.make_node("Cast", [f"{names[0]}_levels"], ["levels_float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["levels_float"], ["levels_planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Div", ["levels_planes", "peak"], [names[0]]),
+    ]
+    last = [
+        helper.make_node("Mul", [names[1], "peak"], ["result_scaled"]),
+        helper.make_node("Add", ["result_scaled", "half"], ["result_shifted"]),
+        helper.make_node("Clip", ["result_shifted", "none", "peak"], ["result_clipped"]),
+        # whole numbers, however a builder's cast rounds
+        helper.make_node("Floor", ["result_clipped"], ["result_whole"]),
+        helper.make_node("Transpose", ["result_whole"], ["result_rows"], perm=[0, 2, 3, 1]),
+        helper.make_node("Cast", ["result_rows"], [f"{names[1]}_levels"], to=TensorProto.UINT8),
+    ]
+    nodes = [*first, *graph.node, *last]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for value in (image, result):
+        n, channels, height, width = value.type.tensor_type.shape.dim
+        dims = [d.dim_param or d.dim_value for d in (n, height, width, channels)]
+        made = helper.make_tensor_value_info(f"{value.name}_levels", TensorProto.UINT8, dims)
+        value.CopyFrom(made)
+    onnx.checker.check_model(model)
+    return model
 
 
 def halved(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -137,18 +174,30 @@ def _halve(tensor: TensorProto) -> None:
         tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
 
 
-def key(library: Library, card: ModelCard, side: str, precision: str, device: str) -> str:
+def levelled(card: ModelCard, side: str) -> bool:
+    """Whether plans of that side are between levels: not where a network recurs."""
+    return bool(getattr(card, side).steps == 1)
+
+
+def key(
+    library: Library, card: ModelCard, side: str, precision: str, device: str, levels: bool = False
+) -> str:
     """What a plan is good for; another of any of it needs another plan."""
     parts = [
         library.name, library.version, card.digest, side, precision, device, profile(card, side),
-        batch(card, side, library.plugin), library.plugin,
+        batch(card, side, library.plugin), library.plugin, levels,
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
     return f"{card.name}-v{card.version}-{side}-{precision}-{digest}.plan"
 
 
 def build(
-    library: Library, card: ModelCard, side: str, precision: str = "fp32", device: str = ""
+    library: Library,
+    card: ModelCard,
+    side: str,
+    precision: str = "fp32",
+    device: str = "",
+    levels: bool = False,
 ) -> bytes:
     """Build a plan for every tile size of the codec.
 
@@ -161,7 +210,7 @@ def build(
     builder = trt.Builder(library.logger)
     description = builder.create_network()
     parser = trt.OnnxParser(description, library.logger)
-    model = graph(card, side, library.plugin, precision == "fp16")
+    model = graph(card, side, library.plugin, precision == "fp16", levels)
     if not parser.parse(model.SerializeToString()):
         reason = parser.get_error(0).desc() if parser.num_errors else "no reason given"
         raise EngineError(f"{library.name} cannot read the {side} of {card.name}: {reason}")
@@ -170,9 +219,8 @@ def build(
     image = description.get_input(0).name
     least, usual, most = profile(card, side)
     count = batch(card, side, library.plugin)
-    optimisation.set_shape(
-        image, (1, 3, least, least), (count, 3, usual, usual), (count, 3, most, most)
-    )
+    sizes = (1, least), (count, usual), (count, most)
+    optimisation.set_shape(image, *((n, s, s, 3) if levels else (n, 3, s, s) for n, s in sizes))
     for i in range(1, description.num_inputs):
         optimisation.set_shape(description.get_input(i).name, (1,), (1,), (1,))
     configuration.add_optimization_profile(optimisation)
@@ -198,7 +246,7 @@ def _timings(library: Library, device: str) -> Path:
 def plan(
     library: Library, card: ModelCard, side: str, precision: str, device: str,
     building: Callable[[], None] = lambda: None,
-    refusal: Callable[[bytes], str] = lambda data: "",
+    refusal: Callable[[bytes], str] = lambda data: "", levels: bool = False,
 ) -> bytes:  # fmt: skip
     """The plan from the cache, or a new one that is kept there, of which ``building`` hears.
 
@@ -208,7 +256,7 @@ def plan(
         PlanRefusedError: so it said, now or earlier.
         EngineError: it cannot be built or kept.
     """
-    path = folder() / key(library, card, side, precision, device)
+    path = folder() / key(library, card, side, precision, device, levels)
     verdict = path.with_suffix(".refused")
     try:
         return path.read_bytes()
@@ -216,7 +264,7 @@ def plan(
         if verdict.exists():
             raise PlanRefusedError(verdict.read_text("utf-8")) from None
         building()
-    data = build(library, card, side, precision, device)
+    data = build(library, card, side, precision, device, levels)
     reason = refusal(data)
     if reason:
         reason = f"{library.name} {precision}, the {side} of {card.name}: {reason}"

@@ -190,6 +190,10 @@ class Pipeline:
         """See :class:`carcodec.engines.Pipelined`."""
         return self._all(tiles, lambda given: self._computed(given, quality))
 
+    def takes(self, tile: NDArray[Any], peak: int = 255, channels: int = 3) -> bool:
+        """See :class:`carcodec.engines.Levelled`."""
+        return True
+
     def levels(
         self,
         tiles: Iterable[NDArray[Any]],

@@ -11,17 +11,17 @@ import ctypes
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from carcodec.engines import batches, guard, log, plans
+from carcodec.engines import Network, batches, guard, log, plans
 from carcodec.errors import EngineError
 from carcodec.zoo import ModelCard
 
-__all__ = ["Device", "Session", "asked", "device_name", "load", "network", "planned"]
+__all__ = ["Device", "Levels", "Session", "asked", "device_name", "load", "network", "planned"]
 
 Block = NDArray[np.float32]
 _ON_THE_WAY = 2  # batches of one caller,
@@ -72,10 +72,10 @@ class _Slot:
         self.computed = device.done(driver.cuEventCreate(_UNTIMED))
         self.rooms: dict[str, tuple[Any, Any, int]] = {}
 
-    def room(self, name: str, shape: tuple[int, ...]) -> tuple[Block, int]:
+    def room(self, name: str, shape: tuple[int, ...], kind: Any) -> tuple[NDArray[Any], int]:
         """Pinned memory as an array, and the address of as much on the device."""
         driver, done = self.device.driver, self.device.done
-        size = 4 * int(np.prod(shape))
+        size = np.dtype(kind).itemsize * int(np.prod(shape))
         pinned, there, have = self.rooms.get(name, (None, None, 0))
         if have < size:
             if have:
@@ -83,8 +83,8 @@ class _Slot:
                 done(driver.cuMemFree(there))
             pinned, there = done(driver.cuMemHostAlloc(size, 0)), done(driver.cuMemAlloc(size))
             self.rooms[name] = (pinned, there, size)
-        memory = (ctypes.c_float * (size // 4)).from_address(int(pinned))
-        return np.ctypeslib.as_array(memory).reshape(shape), int(there)
+        memory = (ctypes.c_ubyte * size).from_address(int(pinned))
+        return np.ctypeslib.as_array(memory).view(kind).reshape(shape), int(there)
 
 
 class Session:
@@ -92,10 +92,18 @@ class Session:
 
     Attributes:
         batch: how many tiles are computed at once.
+        kind: of images: float32 ``(n, 3, h, w)``, or uint8 ``(n, h, w, 3)``.
     """
 
-    def __init__(self, library: plans.Library, device: Device, data: bytes, batch: int) -> None:
-        self.device, self.batch, self.lock = device, batch, threading.Lock()
+    def __init__(
+        self,
+        library: plans.Library,
+        device: Device,
+        data: bytes,
+        batch: int,
+        kind: Any = np.float32,
+    ) -> None:
+        self.device, self.batch, self.kind, self.lock = device, batch, kind, threading.Lock()
         device.enter()
         self.runtime = library.module.Runtime(library.logger)
         self.engine = self.runtime.deserialize_cuda_engine(data)
@@ -113,12 +121,12 @@ class Session:
         for _ in range(_SLOTS):
             self.slots.put(_Slot(device))
 
-    def __call__(self, image: Block, quality: float = 1.0) -> Block:
+    def __call__(self, image: NDArray[Any], quality: float = 1.0) -> NDArray[Any]:
         return np.array(next(self.stream([image], quality)))
 
-    def stream(self, tiles: Iterable[Block], quality: float = 1.0) -> Iterator[Block]:
+    def stream(self, tiles: Iterable[NDArray[Any]], quality: float = 1.0) -> Iterator[NDArray[Any]]:
         """See :class:`carcodec.engines.Pipelined`; a result is good until the next is asked for."""
-        waiting: deque[tuple[_Slot, Block]] = deque()
+        waiting: deque[tuple[_Slot, NDArray[Any]]] = deque()
         try:
             for tiled in batches(tiles, self.batch):
                 slot = None
@@ -142,7 +150,7 @@ class Session:
         except queue.Empty:
             return None
 
-    def _started(self, slot: _Slot, tiled: list[Block], quality: float) -> Block:
+    def _started(self, slot: _Slot, tiled: list[NDArray[Any]], quality: float) -> NDArray[Any]:
         """Send a batch on its way; returns where its results will be."""
         driver, done = self.device.driver, self.device.done
         self.device.enter()
@@ -150,7 +158,8 @@ class Session:
         given = [(self.image, shape), *((name, (1,)) for name in self.numbers)]
         addresses = {}
         for name, sides in given:
-            pinned, addresses[name] = slot.room(name, sides)
+            kind = self.kind if name == self.image else np.float32
+            pinned, addresses[name] = slot.room(name, sides, kind)
             if name == self.image:
                 np.concatenate(tiled, out=pinned)
             else:
@@ -165,7 +174,7 @@ class Session:
                 if not self.context.set_input_shape(name, sides):
                     raise EngineError(f"a tile of {sides} is outside the plan's profile")
             result = tuple(self.context.get_tensor_shape(self.output))
-            found, addresses[self.output] = slot.room(self.output, result)
+            found, addresses[self.output] = slot.room(self.output, result, self.kind)
             for name, address in addresses.items():
                 self.context.set_tensor_address(name, address)
             done(driver.cuStreamWaitEvent(self.computing, slot.copied, 0))
@@ -180,7 +189,7 @@ class Session:
         )
         return found
 
-    def _finished(self, slot: _Slot, found: Block) -> Iterator[Block]:
+    def _finished(self, slot: _Slot, found: NDArray[Any]) -> Iterator[NDArray[Any]]:
         self.device.enter()
         try:
             self.device.done(self.device.driver.cuStreamSynchronize(slot.stream))
@@ -188,6 +197,58 @@ class Session:
                 yield found[i : i + 1]
         finally:
             self.slots.put(slot)
+
+
+class Levels:
+    """A network by its plan between levels of 8 bits, and by one between floats for what is not.
+
+    The second is made where it is needed: for photos of 16 bits or grey, and callers with floats.
+    """
+
+    def __init__(self, session: Session, floats: Callable[[], Session]) -> None:
+        self.session, self._made = session, floats
+        self._floats: Session | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def floats(self) -> Session:
+        with self._lock:
+            if self._floats is None:
+                self._floats = self._made()
+            return self._floats
+
+    def __call__(self, image: Block, quality: float = 1.0) -> Block:
+        return self.floats(image, quality)
+
+    def stream(self, tiles: Iterable[Block], quality: float = 1.0) -> Iterator[Block]:
+        """See :class:`carcodec.engines.Pipelined`."""
+        return self.floats.stream(tiles, quality)
+
+    def takes(self, tile: NDArray[Any], peak: int = 255, channels: int = 3) -> bool:
+        """See :class:`carcodec.engines.Levelled`."""
+        return tile.dtype == np.uint8 and tile.ndim == 3 and (peak, channels) == (255, 3)
+
+    def levels(
+        self,
+        tiles: Iterable[NDArray[Any]],
+        quality: float = 1.0,
+        peak: int = 255,
+        channels: int = 3,
+    ) -> Iterator[NDArray[Any]]:
+        """See :class:`carcodec.engines.Levelled`; a result is good until the next is asked for."""
+        given = (np.ascontiguousarray(tile)[None] for tile in tiles)
+        return (result[0] for result in self.session.stream(given, quality))
+
+
+def _as_floats(session: Session) -> Network:
+    """A plan between levels as the guard looks at networks: given an image of 8 bits, in [0, 1]."""
+
+    def run(image: Block, quality: float = 1.0) -> Block:
+        levels = np.rint(image * np.float32(255)).astype(np.uint8)
+        found = session(np.ascontiguousarray(levels.transpose(0, 2, 3, 1)), quality)
+        return found.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+
+    return run
 
 
 _DEVICE: list[Device] = []
@@ -204,7 +265,7 @@ def device_name() -> str:
 
 
 def planned(
-    library: plans.Library, card: ModelCard, side: str, precision: str = ""
+    library: plans.Library, card: ModelCard, side: str, precision: str = "", levels: bool = False
 ) -> tuple[str, bytes]:
     """The precision and the plan that a network runs with; built where the cache has none.
 
@@ -223,18 +284,20 @@ def planned(
     def refusal(data: bytes) -> str:
         if not device:
             return ""
-        return guard.refusal(Session(library, _DEVICE[0], data, count), card, side)
+        session = Session(library, _DEVICE[0], data, count, np.uint8 if levels else np.float32)
+        return guard.refusal(_as_floats(session) if levels else session, card, side)
 
     usual = ["fp16", "fp32"] if plans.may_halve(card, side) else ["fp32"]
     first, *others = [precision] if precision else usual
     try:
-        return first, plans.plan(library, card, side, first, device, refusal=refusal)
+        found = plans.plan(library, card, side, first, device, refusal=refusal, levels=levels)
+        return first, found
     except plans.PlanRefusedError as error:
         if not others:
             raise
         log.warning("float32 is taken: %s", error)
     (last,) = others
-    return last, plans.plan(library, card, side, last, device, refusal=refusal)
+    return last, plans.plan(library, card, side, last, device, refusal=refusal, levels=levels)
 
 
 def asked(card: ModelCard, side: str, options: tuple[str, ...]) -> str:
@@ -242,18 +305,30 @@ def asked(card: ModelCard, side: str, options: tuple[str, ...]) -> str:
     return "".join(options) if plans.may_halve(card, side) else "fp32"
 
 
-def load(library: plans.Library, card: ModelCard, side: str, options: tuple[str, ...]) -> Session:
+def load(
+    library: plans.Library, card: ModelCard, side: str, options: tuple[str, ...]
+) -> Session | Levels:
     """:func:`network` with an engine's options."""
     return network(library, card, side, asked(card, side, options))
 
 
-def network(library: plans.Library, card: ModelCard, side: str, precision: str = "") -> Session:
-    """A network that runs on the GPU, by :func:`planned`.
+def network(
+    library: plans.Library, card: ModelCard, side: str, precision: str = ""
+) -> Session | Levels:
+    """A network that runs on the GPU, by :func:`planned`; between levels where it does not recur.
 
     Raises: as that, and
         EngineError: there is no GPU.
     """
     if not _DEVICE:
         _DEVICE.append(Device())
-    _, data = planned(library, card, side, precision)
-    return Session(library, _DEVICE[0], data, plans.batch(card, side, library.plugin))
+    count = plans.batch(card, side, library.plugin)
+
+    def floats() -> Session:
+        _, data = planned(library, card, side, precision)
+        return Session(library, _DEVICE[0], data, count)
+
+    if not plans.levelled(card, side):
+        return floats()
+    _, data = planned(library, card, side, precision, levels=True)
+    return Levels(Session(library, _DEVICE[0], data, count, np.uint8), floats)

@@ -28,7 +28,7 @@ def library() -> plans.Library:
 
 def load(
     card: ModelCard, side: str, threads: int = 0, options: tuple[str, ...] = ()
-) -> session.Session:
+) -> session.Session | session.Levels:
     """See :class:`carcodec.engines.Engine`; ``threads`` means nothing to a GPU.
 
     ``fp16`` is for upscalers: downscalers stay in float32.

@@ -117,9 +117,13 @@ class Driver:
     cuMemcpyHtoDAsync = cuMemcpyDtoHAsync = _copy
 
 
-def seen(address: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    memory = (ctypes.c_float * int(np.prod(shape))).from_address(address)
-    return np.ctypeslib.as_array(memory).reshape(shape)
+def seen(address: int, shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
+    size = np.dtype(kind).itemsize * int(np.prod(shape))
+    memory = (ctypes.c_ubyte * size).from_address(address)
+    return np.ctypeslib.as_array(memory).view(kind).reshape(shape)
+
+
+_KINDS = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 
 
 class Context:
@@ -138,18 +142,19 @@ class Context:
         self.addresses[name] = address
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        given = {n: np.zeros(s, np.float32) for n, s in self.shapes.items()}
+        given = {n: np.zeros(s, self.engine.kinds[n]) for n, s in self.shapes.items()}
         return tuple(self.engine.session.run(None, given)[0].shape)
 
     def execute_async_v3(self, stream: int) -> bool:
         shapes, addresses = dict(self.shapes), dict(self.addresses)
 
         def run() -> None:
-            given = {name: seen(addresses[name], shape) for name, shape in shapes.items()}
+            kinds, last = self.engine.kinds, self.engine.names[-1]
+            given = {n: seen(addresses[n], shape, kinds[n]) for n, shape in shapes.items()}
             result = self.engine.session.run(None, given)[0]
             with np.errstate(invalid="ignore"):
-                result = result * np.float32(self.engine.library.gain)
-            seen(addresses[self.engine.names[-1]], result.shape)[:] = result
+                gained = result * np.float32(self.engine.library.gain)
+                seen(addresses[last], result.shape, kinds[last])[:] = gained.astype(kinds[last])
 
         self.engine.library.driver.streams[stream].work.append(run)
         return True
@@ -162,6 +167,8 @@ class Engine:
         self.library, self.most = library, library.most
         self.session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
         self.inputs = [i.name for i in self.session.get_inputs()]
+        ends = [*self.session.get_inputs(), *self.session.get_outputs()]
+        self.kinds = {e.name: _KINDS[e.type] for e in ends}
         self.names = [*self.inputs, self.session.get_outputs()[0].name]
         self.num_io_tensors = len(self.names)
 

@@ -98,11 +98,12 @@ def test_half_precision_is_half_a_level_from_single(name: str, taipei: object) -
 @rtx
 @pytest.mark.parametrize("side", ["downscaler", "upscaler"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_rtx_builds_plans_for_every_tile(side: str, precision: str) -> None:
+@pytest.mark.parametrize("levels", [False, True])
+def test_rtx_builds_plans_for_every_tile(side: str, precision: str, levels: bool) -> None:
     from carcodec.engines import tensorrt_rtx
 
     library = tensorrt_rtx.library()
-    data = plans.build(library, zoo.find("car-x2-avif"), side, precision)
+    data = plans.build(library, zoo.find("car-x2-avif"), side, precision, "", levels)
     assert len(data) > 100_000
 
 

@@ -22,8 +22,10 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> gpu_on_host.Library:
     monkeypatch.setattr(session, "_DEVICE", [session.Device(driver)])
     monkeypatch.setattr(plans, "folder", lambda: tmp_path / "plans")
 
-    def build(library: Any, card: zoo.ModelCard, side: str, precision: str, _: str) -> bytes:
-        graph = plans.graph(card, side, False, precision == "fp16")
+    def build(
+        library: Any, card: zoo.ModelCard, side: str, precision: str, _: str, levels: bool
+    ) -> bytes:
+        graph = plans.graph(card, side, False, precision == "fp16", levels)
         return bytes(graph.SerializeToString())
 
     monkeypatch.setattr(plans, "build", build)
@@ -53,7 +55,8 @@ def test_a_stream_of_tiles_is_the_tiles_one_by_one(
 
 def test_tiles_are_taken_in_batches(gpu: gpu_on_host.Library, tiny: zoo.ModelCard) -> None:
     network = session.network(gpu, tiny, "upscaler", "fp32")  # type: ignore[arg-type]
-    assert network.batch == 4  # of 512 LR pixels at ×2
+    assert isinstance(network, session.Levels)
+    assert network.session.batch == network.floats.batch == 4  # of 512 LR pixels at ×2
     taken: list[int] = []
 
     def given() -> Any:
@@ -108,17 +111,51 @@ def test_a_photo_through_the_gpu_is_the_photo_through_the_cpu(
     small = codec.downscale(photo, card, tile=48)
     assert (small == wanted).mean() > 0.999
     found = codec.upscale(wanted, (241, 197), 8, card, tile=72, quality=40)
-    assert np.abs(found.astype(int) - restored).max() <= 1
+    assert np.abs(found.astype(int) - restored).max() <= 1 and (found == restored).mean() > 0.99
+    network = networks["upscaler"]
+    assert isinstance(network, session.Levels) and network._floats is None  # bytes were enough
+
+
+@pytest.mark.parametrize("kind", ["grey", "16 bits"])
+def test_what_is_not_of_8_bits_in_colour_goes_as_floats(
+    gpu: gpu_on_host.Library, kind: str, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = zoo.find("car-x2-avif")
+    given: Any = np.asarray(photo.convert("L" if kind == "grey" else "RGB"))
+    bits = 8 if kind == "grey" else 16
+    given = given if kind == "grey" else given.astype(np.uint16) * 257
+    wanted = codec.downscale(given, card, "onnxruntime:fp32", 1)
+    restored = codec.upscale(wanted, photo.size, bits, card, "onnxruntime:fp32", 1, quality=40)
+    networks = {
+        side: session.network(gpu, card, side, "fp32")  # type: ignore[arg-type]
+        for side in ("downscaler", "upscaler")
+    }
+    monkeypatch.setattr(codec, "_network", lambda card, side, *_: networks[side])
+    assert (codec.downscale(given, card) == wanted).mean() > 0.999
+    found = codec.upscale(wanted, photo.size, bits, card, quality=40)
+    assert np.abs(found.astype(int) - restored).max() <= (1 if bits == 8 else 3)
+
+
+def test_a_network_that_recurs_goes_as_floats(gpu: gpu_on_host.Library) -> None:
+    card = zoo.find("tad-recursive-x2")
+    network = session.network(gpu, card.step("upscaler"), "upscaler")  # type: ignore[arg-type]
+    assert isinstance(network, session.Session if card.upscaler.steps > 1 else session.Levels)
 
 
 def test_memory_is_bounded_by_the_tiles_not_the_photo(
     gpu: gpu_on_host.Library, tiny: zoo.ModelCard
 ) -> None:
     network = session.network(gpu, tiny, "upscaler", "fp32")  # type: ignore[arg-type]
-    list(network.stream(tiles(12)))
-    held = gpu.driver.most
-    list(network.stream(tiles(80)))
-    assert gpu.driver.most == held
+    assert isinstance(network, session.Levels)
+    levels = [np.zeros((24, 24, 3), np.uint8)]
+    for run in (
+        lambda count: list(network.stream(tiles(count))),
+        lambda count: list(network.levels(count * levels)),
+    ):
+        run(12)
+        held = gpu.driver.most
+        run(80)
+        assert gpu.driver.most == held
 
 
 def test_half_precision_is_taken_when_it_is_right(
@@ -139,8 +176,8 @@ def test_half_precision_is_taken_when_it_is_right(
     ("gain", "reason"),
     [
         (0.0, "one colour"),
-        (float("nan"), "not finite"),
-        (float("inf"), "not finite"),
+        (float("nan"), "one colour|dB from"),
+        (float("inf"), "one colour|dB from"),
         (0.98, "dB from the network's"),
     ],
 )
@@ -150,9 +187,9 @@ def test_a_wrong_plan_is_refused_and_float32_taken(
     card = zoo.find("car-x2-avif")
     right = session.Session
 
-    def wrong_in_half(library: Any, device: Any, data: bytes, batch: int) -> session.Session:
+    def wrong_in_half(library: Any, device: Any, data: bytes, *rest: Any) -> session.Session:
         library.gain = gain if b"_half" in data else 1.0
-        return right(library, device, data, batch)
+        return right(library, device, data, *rest)
 
     monkeypatch.setattr(session, "Session", wrong_in_half)
     with pytest.raises(plans.PlanRefusedError, match=f"host fp16, the upscaler.*{reason}"):
@@ -160,7 +197,8 @@ def test_a_wrong_plan_is_refused_and_float32_taken(
     with pytest.raises(plans.PlanRefusedError, match=reason):  # and remembered
         session.network(gpu, card, "upscaler", "fp16")  # type: ignore[arg-type]
     network = session.network(gpu, card, "upscaler")  # type: ignore[arg-type]
-    assert guard.refusal(network, card, "upscaler") == ""
+    assert isinstance(network, session.Levels)
+    assert guard.refusal(session._as_floats(network.session), card, "upscaler") == ""
     kept = sorted(path.suffix for path in plans.folder().iterdir())
     assert kept == [".plan", ".refused"]
     gpu.gain = gain  # now float32 is wrong as well

@@ -102,8 +102,9 @@ def engine_build(
             bar.update(task, description=f"{engine}: {side} of {card.name}")
             before = set(plans.folder().glob("*.plan"))
             asked = session.asked(card, side, options)
-            precision, _ = session.planned(library, card, side, asked)
-            path = plans.folder() / plans.key(library, card, side, precision, device)
+            levels = plans.levelled(card, side)
+            precision, _ = session.planned(library, card, side, asked, levels)
+            path = plans.folder() / plans.key(library, card, side, precision, device, levels)
             bar.console.print(f"{path}{' was there' if path in before else ''}")
             bar.advance(task)
 
