@@ -50,7 +50,8 @@ def test_8_bits_lose_next_to_nothing(
         )
         lost = metrics.psnr(photo, exact) - metrics.psnr(photo, found)
         assert not np.array_equal(exact, found) and abs(lost) < 0.05
-        assert metrics.psnr(exact, found) > 50  # a third of a level
+        # a third of a level; rounding adds up over the blocks of a deep network
+        assert metrics.psnr(exact, found) > (49 if card.large else 50)
     with caplog.at_level("INFO", "carcodec"):
         engines.load(engine, card, "upscaler", 1)
         engines.load(f"{engine}:fp32", card, "upscaler", 1)
