@@ -137,9 +137,10 @@ def test_what_is_not_of_8_bits_in_colour_goes_as_floats(
 
 
 def test_a_network_that_recurs_goes_as_floats(gpu: gpu_on_host.Library) -> None:
-    card = zoo.find("tad-recursive-x2")
+    card = zoo.find("tad-x4")
+    assert card.upscaler.steps == 2
     network = session.network(gpu, card.step("upscaler"), "upscaler")  # type: ignore[arg-type]
-    assert isinstance(network, session.Session if card.upscaler.steps > 1 else session.Levels)
+    assert isinstance(network, session.Session)
 
 
 def test_memory_is_bounded_by_the_tiles_not_the_photo(
@@ -205,6 +206,30 @@ def test_a_wrong_plan_is_refused_and_float32_taken(
     monkeypatch.setattr(session, "Session", lambda *a: (setattr(a[0], "gain", gain), right(*a))[1])
     with pytest.raises(plans.PlanRefusedError, match=f"host fp32, the downscaler.*{reason}"):
         session.network(gpu, card, "downscaler")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("gain", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_named_where_plans_are_between_floats(
+    gpu: gpu_on_host.Library, gain: float
+) -> None:
+    gpu.gain = gain
+    card = zoo.find("car-x2-avif")
+    with pytest.raises(plans.PlanRefusedError, match=r"host fp16, the upscaler.*not finite"):
+        session.planned(gpu, card, "upscaler", "fp16")  # type: ignore[arg-type]
+
+
+def test_the_guard_sees_a_few_pixels() -> None:
+    """As of a number that overflows: between levels there is nothing that is not finite."""
+    card = zoo.find("car-x2-avif")
+    network = engines.get("onnxruntime").load(card, "upscaler", 0, ("fp32",))
+
+    def holed(image: Any, quality: float = 1.0) -> Any:
+        found = network(image, quality)
+        row, column = np.unravel_index(found[0, 1].argmax(), found.shape[2:])
+        found[0, 1, row, column] = 0
+        return found
+
+    assert "levels from the network's in places" in guard.refusal(holed, card, "upscaler")
 
 
 @pytest.mark.parametrize("side", ["downscaler", "upscaler"])
