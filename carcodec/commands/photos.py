@@ -12,7 +12,7 @@ import typer
 from PIL import Image
 from rich.table import Table
 
-from carcodec import codec, container, dial, engines, files, metrics, pixels, rate, storage, zoo
+from carcodec import codec, container, dial, files, metrics, pixels, rate, storage, zoo
 from carcodec.commands.terminal import (
     Engine,
     Inputs,
@@ -148,7 +148,7 @@ def encode(
 
     each(
         inputs, files.PICTURES, output, ".carimg", overwrite, skip_existing, quiet, "Encoding", one,
-        engines.at_once(engine),
+        engine,
     )  # fmt: skip
 
 
@@ -198,7 +198,7 @@ def decode(
 
     each(
         inputs, {".carimg"}, output, suffix, overwrite, skip_existing, quiet, "Decoding", one,
-        engines.at_once(engine),
+        engine,
     )  # fmt: skip
 
 

@@ -88,12 +88,14 @@ def each(
     quiet: bool,
     verb: str,
     one: Callable[[str, str, Callable[[float], None]], str],
-    at_once: int = 2,
+    engine: str = "",
 ) -> None:
-    """Run ``one`` over every input, ``at_once`` together; a failure is reported, the rest goes on.
+    """Run ``one`` over every input; a failure is reported and the rest goes on.
 
-    Reports come in the inputs' order.
+    Several at a time, as is best for ``engine``, if there is one; reports in the inputs' order.
     """
+    from carcodec import engines
+
     if overwrite and skip:
         raise typer.BadParameter("--overwrite and --skip-existing exclude each other")
     found = files.inputs(given, suffixes)
@@ -131,7 +133,7 @@ def each(
             finally:
                 bar.remove_task(task)
 
-        pool = ThreadPoolExecutor(at_once if many else 1)
+        pool = ThreadPoolExecutor(engines.at_once(engine) if many else 1)
         try:
             waiting = [pool.submit(run, at) for at in range(len(found))]
             for (source, _), target, result in zip(found, targets, waiting, strict=True):

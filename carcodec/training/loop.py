@@ -27,7 +27,7 @@ from carcodec.training.optimiser import build_optimisers
 from carcodec.training.recipe import Recipe
 from carcodec.training.revive import Reviver
 from carcodec.training.sheet import sheet
-from carcodec.training.stock import Stock, lost
+from carcodec.training.stock import Stock, cut, lost, rooms
 from carcodec.training.world import World, join
 from carcodec.zoo import halves
 
@@ -314,22 +314,13 @@ class _Trainer:
         self, image: Tensor, small: Tensor, quality: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Patches of HR and of the stored LR, their qualities, and the MSE of what they are of."""
-        scale, side = self.recipe.scale, self.schedule.patch // self.recipe.scale
-        missed = lost(image, small)
-        grid = 2  # a network of stride 2 wants even sides
-        found: list[tuple[Tensor, ...]] = []
-        for i in list(range(len(image))) * _CUTS:
-            room = (small.shape[-1] - side) // grid + 1
-            top, left = grid * self.patches.random.integers(room, size=2)
-            part = small[i, :, top : top + side, left : left + side]
-            high, wide = slice(top * scale, (top + side) * scale), left * scale
-            found.append(
-                (image[i, :, high, wide : wide + side * scale], part, quality[i], missed[i])
-            )
-        images, smalls, qualities, missed = (
-            torch.stack(one) for one in zip(*found[: self.schedule.batch], strict=True)
-        )
-        return images, smalls, qualities, missed
+        side = self.schedule.patch // self.recipe.scale
+        pick = np.tile(np.arange(len(image)), _CUTS)
+        corners = self.patches.random.integers(rooms(small, side), size=(len(pick), 2))
+        drawn = np.stack((pick, *corners.T))[:, : self.schedule.batch]
+        places = torch.from_numpy(drawn).to(self.device)
+        images, smalls = cut(image, small, places, side)
+        return images, smalls, quality[places[0]], lost(image, small)[places[0]]
 
     def update(self, budget: float) -> tuple[Tensor, float]:
         """One optimiser step; the learning rate follows the share of the budget already spent."""

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from carcodec.training import coding
 
-__all__ = ["Stock", "lost"]
+__all__ = ["Stock", "cut", "lost", "rooms"]
 
 _FIRST = 0.1  # of the stock, before anything is drawn from it
 _EACH = 2  # begun with every draw at most: handing them out takes the training's own time
@@ -87,9 +87,7 @@ class Stock:
         while self.coded < max(1, _FIRST * self.size):
             self._refill(block=True)
         high, low, told, missed = self._held
-        scale = high.shape[-1] // low.shape[-1]
-        draw = self.random.integers
-        room = (low.shape[-1] - side) // _GRID + 1
+        draw, room = self.random.integers, rooms(low, side)
         drawn = np.stack([draw(n, size=count) for n in (min(self.coded, self.size), room, room)])
         with torch.cuda.stream(self._stream):  # nothing where it is None
             places = torch.from_numpy(drawn).to(self.device)
@@ -97,16 +95,8 @@ class Stock:
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(self._stream)
             places.record_stream(current)
-        pick, top, left = places
-        found = []
-        for held, step in ((high, scale), (low, 1)):
-            run = torch.arange(side * step, device=self.device)
-            rows = _GRID * step * top[:, None] + run
-            columns = _GRID * step * left[:, None] + run
-            # indices around a slice: their axes come first, channels last
-            part = held[pick[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-            found.append(part.permute(0, 3, 1, 2).float().div(255))
-        return found[0], found[1], told[pick], missed[pick]
+        image, small = (part.float().div(255) for part in cut(high, low, places, side))
+        return image, small, told[places[0]], missed[places[0]]
 
     def _refill(self, block: bool) -> None:
         """Put in what has been coded, and have as much coded as the processes can take."""
@@ -148,6 +138,30 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def rooms(low: Tensor, side: int) -> int:
+    """How many places a side :func:`cut` has for patches of ``side`` LR pixels."""
+    return (low.shape[-1] - side) // _GRID + 1
+
+
+def cut(high: Tensor, low: Tensor, places: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Patches of HR and, where they lie, of LR, ``side`` LR pixels a side.
+
+    Args:
+        high, low: ``(N, 3, H, H)`` and ``(N, 3, h, h)``.
+        places: ``(3, count)``: which of the N, and the rows and columns of :func:`rooms`.
+    """
+    pick, top, left = places
+    found = []
+    for held, step in ((high, high.shape[-1] // low.shape[-1]), (low, 1)):
+        run = torch.arange(side * step, device=held.device)
+        rows = _GRID * step * top[:, None] + run
+        columns = _GRID * step * left[:, None] + run
+        # indices around a slice: their axes come first, channels last
+        part = held[pick[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        found.append(part.permute(0, 3, 1, 2))
+    return found[0], found[1]
 
 
 def lost(image: Tensor, small: Tensor) -> Tensor:
