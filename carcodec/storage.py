@@ -47,6 +47,7 @@ class StorageCodec:
         max_side: largest width or height the codec stores, in pixels.
         whole: its qualities are whole numbers; fractions are rounded.
         paced: it takes its time by the effort.
+        wavelet: what it keeps is a wavelet transform, and not blocks.
     """
 
     name: str
@@ -59,6 +60,7 @@ class StorageCodec:
     _size: Callable[[bytes], tuple[int, int] | None] = lambda data: None
     whole: bool = False
     paced: bool = False
+    wavelet: bool = False
     older: tuple[int, ...] = ()
     extension: str = ""
     _file: Callable[[bytes], bytes] = lambda data: data
@@ -385,7 +387,7 @@ STORAGES: tuple[StorageCodec, ...] = (
     ),
     StorageCodec(
         "jpeg2000", 8, "JPEG 2000", True, 2**31 - 1, _jpeg2k_encode, _jpeg2k_decode, j2k.size,
-        older=(3,), extension=".j2k", _file=j2k.codestream,
+        wavelet=True, older=(3,), extension=".j2k", _file=j2k.codestream,
     ),
     StorageCodec(
         "jpegxl", 4, "JPEG XL", True, 2**30 - 1, _jpegxl_encode, _jpegxl_decode, paced=True,

@@ -447,6 +447,7 @@ def test_wrong_calls_exit_with_2(
         (["decode", "rgba.carimg", "-o", "x.jpg"], "JPEG cannot hold"),
         (["decode", "ok.carimg", "--region", "0,0,9,999"], "ok.carimg: the region 0,0,9,999"),
         (["decode", "ok.carimg", "--model", "car-x3"], "ok.carimg: car-x3 version"),
+        (["decode", "ok.carimg", "--self-ensemble"], "ok.carimg: the small image of tiny-x2"),
         (["info", "a.png"], "signature is missing"),
         (["thumbnail", "cut.carimg"], "cut.carimg: the file is cut off"),
         (["train", "nope", "--data", "."], "cannot read the recipe"),
@@ -493,6 +494,18 @@ def test_a_region_of_a_photo(folder: Path, capsys: pytest.CaptureFixture[str]) -
         assert run("decode", folder / "a.carimg", "--region", wrong, "-o", folder / "x.png") == 2
         assert "four whole numbers" in " ".join(error_of(capsys).replace("│", " ").split())
     assert not (folder / "x.png").exists()
+
+
+def test_a_self_ensemble(folder: Path) -> None:
+    setting = ["--scale", "1", "--storage", "jpeg2000", "--quality", "30"]
+    assert run("encode", folder / "a.png", *setting) == 0
+    run_of = ["decode", folder / "a.carimg", "--engine", "onnxruntime:fp32"]
+    assert run(*run_of, "-o", folder / "one.png") == 0
+    assert run(*run_of, "-o", folder / "eight.png", "--self-ensemble") == 0
+    photo, one, eight = (
+        np.asarray(Image.open(folder / f"{name}.png"), float) for name in ("a", "one", "eight")
+    )
+    assert np.square(eight - photo).mean() < np.square(one - photo).mean()
 
 
 def test_no_permission(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

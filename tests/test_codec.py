@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reader
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import carcodec
-from carcodec import codec, container, metrics, pixels, storage, zoo
+from carcodec import codec, container, ensemble, metrics, pixels, storage, zoo
 from carcodec.errors import (
     CarcodecError,
     ImageError,
@@ -148,6 +150,112 @@ def test_an_old_file_restored_by_a_later_model(taipei: Image.Image) -> None:
     assert np.array_equal(
         carcodec.decode_array(grey, model="newest", **run), carcodec.decode_array(grey, **run)
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "gain"),
+    [
+        ("car-x1-avif", 0.02),
+        ("car-x1-jpeg2000", 0.05),
+        ("car-x1-jpeg2000-hq", 0.07),
+        ("srcnn-bicubic-x3", 0.02),
+    ],
+)
+@pytest.mark.parametrize("size", [(160, 128), (161, 127)])
+def test_a_self_ensemble_is_nearer_to_the_photo(
+    model: str, gain: float, size: tuple[int, int], taipei: Image.Image
+) -> None:
+    """Each view alone is as good as any: what mirroring moves is moved to where it was."""
+    image = taipei.crop((240, 320, 240 + size[0], 320 + size[1]))
+    card = zoo.find(model)
+    encoded = codec.encode(
+        image,
+        model=model,
+        storage_codec=card.storage or "png",
+        quality=30 if card.storage else None,
+    )
+    run = {"engine": "onnxruntime:fp32"}
+    photo = np.asarray(image.convert("L" if card.grey else "RGB"))
+    plain, mean = (
+        metrics.psnr(photo, carcodec.decode_array(encoded.data, self_ensemble=asked, **run))
+        for asked in (False, True)
+    )
+    assert mean > plain + gain
+    file = container.read(encoded.data)
+    single: list[float] = []
+
+    def restored(view: storage.Pixels, whole: tuple[int, int], report: codec.Report) -> np.ndarray:
+        told = None if encoded.quality is None else file.header.quality
+        found = codec.upscale(view, whole, 8, card, **run, quality=told)
+        across, down = photo.shape[1::-1]
+        views = [
+            v[::a, ::b] for v in (found, found.swapaxes(0, 1)) for a in (1, -1) for b in (1, -1)
+        ]
+        # only the way back of this view makes the photo
+        fits = [v[:down, :across] for v in views if v.shape[0] >= down and v.shape[1] >= across]
+        single.append(max(metrics.psnr(photo, np.ascontiguousarray(v)) for v in fits))
+        return found
+
+    small = codec.stored_image(file)
+    stored = storage.by_number(file.header.storage)
+    ensemble.averaged(restored, small, image.size, card, stored, lambda share: None)
+    assert len(single) == 8 and max(single) - min(single) < 0.25
+
+
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    channels=st.sampled_from([0, 3]),
+    name=st.sampled_from(["jpeg2000", "avif"]),
+    bits=st.sampled_from([8, 16]),
+)
+def test_views_come_back_to_where_they_were(
+    size: tuple[int, int], channels: int, name: str, bits: int
+) -> None:
+    card, stored = zoo.find("car-x1-jpeg2000"), storage.by_name(name)
+    shape = (size[1], size[0], 3)[: 2 + bool(channels)]
+    random = np.random.default_rng(size[0] * 10 + size[1])
+    small = random.integers(0, 256, shape, np.uint8)
+    shares: list[float] = []
+    shapes: list[tuple[int, ...]] = []
+
+    def same(view: storage.Pixels, whole: tuple[int, int], report: codec.Report) -> pixels.Plane:
+        report(1.0)
+        assert (whole[1], whole[0]) == view.shape[:2]
+        shapes.append(view.shape[:2])
+        return view.astype(np.uint16) * 257 if bits == 16 else view
+
+    found = ensemble.averaged(same, small, size, card, stored, shares.append)
+    assert np.array_equal(found, small.astype(np.uint16) * 257 if bits == 16 else small)
+    assert shares == [(n + 1) / 8 for n in range(8)]
+    # wavelets: even pixels stay even; blocks: pairs stay pairs, one pixel for the other
+    odd = [n + (n + 1) % 2 for n in shape[:2]] if stored.wavelet else [n + n % 2 for n in shape[:2]]
+    wanted = {(h, w) for h in (shape[0], odd[0]) for w in (shape[1], odd[1])}
+    assert set(shapes) == wanted | {(w, h) for h, w in wanted}
+
+
+def test_a_self_ensemble_of_other_pictures(taipei: Image.Image) -> None:
+    """Grey, alpha, 16 bits, parts; and models it is not for."""
+    run = {"engine": "onnxruntime:fp32", "self_ensemble": True}
+    image = taipei.crop((240, 320, 341, 397))
+    alpha = image.copy()
+    alpha.putalpha(Image.linear_gradient("L").resize(image.size))
+    deep = np.asarray(image).astype(np.uint16) * 257
+    asked = {"model": "car-x1-jpeg2000", "storage_codec": "jpeg2000", "quality": 30}
+    for photo in (image.convert("L"), alpha, deep):
+        data = codec.encode(photo, **asked).data
+        plain = carcodec.decode_array(data, engine="onnxruntime:fp32")
+        whole = carcodec.decode_array(data, **run)
+        assert whole.dtype == plain.dtype and whole.shape == np.asarray(photo).shape
+        assert metrics.psnr(plain, whole) > 38 and not np.array_equal(plain, whole)
+        part = carcodec.decode_array(data, region=(51, 13, 90, 60), **run)
+        far = np.abs(part.astype(int) - whole[13:60, 51:90]).max()
+        assert far <= (257 if photo is deep else 1)
+    exact = codec.encode(image, model="car-x1-avif", storage_codec="png").data
+    assert np.array_equal(carcodec.decode_array(exact, **run), np.asarray(image))
+    for model, words in (("car-x2-avif", "has learned"), ("car-x2-bicubic", "without a network")):
+        data = codec.encode(image, model=model, storage_codec="avif", quality=40).data
+        with pytest.raises(ImageError, match=f"{model} .*{words}"):
+            carcodec.decode(data, self_ensemble=True)
 
 
 @pytest.mark.parametrize("region", [(0, 0, 41, 34), (-1, 0, 5, 5), (5, 5, 5, 9), (9, 1, 5, 3)])

@@ -195,6 +195,18 @@ def test_families_are_hulls_of_their_members(found: Comparison) -> None:
         found.curve("carcodek")
 
 
+def test_a_self_ensemble_is_compared(folder: Path, cache: Path) -> None:
+    both = ["car-x1-jpeg2000", "car-x1-jpeg2000+"]
+    chosen = carcodecs(["jpeg2000"], both, engine="onnxruntime:fp32")
+    assert [c.name for c in chosen] == both and chosen[1].title.endswith(", self-ensemble")
+    one = compare([folder], [*chosen, *standard(["jpeg2000"])], cache=cache, points=4)
+    assert set(both) < set(one.codecs) and one.bd_rate(both[0], "psnr")[both[1]].mean < -1
+    with pytest.raises(ImageError, match="car-x2-avif"):
+        carcodecs(["avif"], ["car-x2-avif+"])
+    code, text = run(str(folder), "--models", "car-x2+", "--storages", "png")
+    assert code == 1 and "the small image of car-x2 " in text
+
+
 def test_the_dial_is_a_curve_of_its_own(
     folder: Path, cache: Path, taipei: Image.Image, capsys: pytest.CaptureFixture[str]
 ) -> None:

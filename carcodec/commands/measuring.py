@@ -32,7 +32,8 @@ def compare(
     models: Annotated[
         str,
         typer.Option(
-            help="carcodec's models, with commas.", show_default="those trained for --storages"
+            help="carcodec's models, with commas; NAME+ is decoded by a self-ensemble.",
+            show_default="those trained for --storages",
         ),
     ] = "",
     storages: Annotated[

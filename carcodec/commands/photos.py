@@ -174,6 +174,14 @@ def decode(
             show_default="the file's own",
         ),
     ] = "",
+    self_ensemble: Annotated[
+        bool,
+        typer.Option(
+            "--self-ensemble",
+            help="The mean of eight restorations, mirrored and turned: nearer to the photo, eight "
+            "times as slow. For scale 1.",
+        ),
+    ] = False,
     engine: Engine = "auto",
     threads: Threads = 0,
     overwrite: Overwrite = False,
@@ -189,7 +197,8 @@ def decode(
         start = time.perf_counter()
         data = files.read_bytes(source)
         photo = named(
-            source, lambda: codec.restore(data, engine, threads, 0, report, wanted, model)
+            source,
+            lambda: codec.restore(data, engine, threads, 0, report, wanted, model, self_ensemble),
         )
         written = files.image_bytes(photo, suffix if target == "-" else Path(target).suffix)
         files.write_bytes(target, written, overwrite)

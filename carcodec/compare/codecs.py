@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from carcodec import codec as core
-from carcodec import dial, storage, zoo
+from carcodec import dial, ensemble, storage, zoo
 from carcodec.errors import CompareError
 
 __all__ = ["DIAL", "STANDARD", "Codec", "carcodecs", "standard"]
@@ -91,10 +91,12 @@ def carcodecs(
     each picture and rate the best model, as a search for a target does. Beside them stands
     :data:`DIAL`, if ``storages`` have the one that the dial takes by itself: what ``--quality``
     alone makes, the same model for every picture. Models named explicitly are taken instead, with
-    each of ``storages``; with lossless ones they have one point.
+    each of ``storages``; with lossless ones they have one point. A name that ends in ``+`` is
+    decoded by a self-ensemble (:mod:`carcodec.ensemble`).
 
     Raises:
         ModelNotFoundError, StorageError: no such model or storage codec.
+        ImageError: a self-ensemble is not for that model.
         CompareError: there is nothing to compare.
     """
     listed = [storage.by_name(name).name for name in storages]
@@ -129,7 +131,11 @@ def _form(storage_codec: str, effort: int) -> int:
 
 
 def _branch(model: str, storage_codec: str, engine: str, effort: int) -> Codec:
+    averaged = model.endswith("+")
+    model = model.removesuffix("+")
     card = zoo.find(model)
+    if averaged:
+        ensemble.check(card)
     stored = storage.by_name(storage_codec)
     qualities: tuple[float, ...] = (100.0,)
     if stored.lossy:
@@ -137,15 +143,16 @@ def _branch(model: str, storage_codec: str, engine: str, effort: int) -> Codec:
     made_for = card.storage == storage_codec
     return _own(
         lambda quality: dial.Setting(model, storage_codec, quality if stored.lossy else None),
-        name=model if made_for else f"{model}-{storage_codec}",
-        title=f"{model} v{card.version}, {stored.title}",
+        name=(model if made_for else f"{model}-{storage_codec}") + "+" * averaged,
+        title=f"{model} v{card.version}, {stored.title}" + ", self-ensemble" * averaged,
         qualities=qualities,
         how=f"digest {card.short_digest.hex()}, {storage_codec}, effort {effort}, engine {engine}, "
-        f"files of form {_form(storage_codec, effort)}",
+        f"files of form {_form(storage_codec, effort)}" + ", self-ensemble" * averaged,
         families=("carcodec", f"carcodec-{storage_codec}"),
         whole=stored.whole,
         engine=engine,
         effort=effort,
+        averaged=averaged,
     )
 
 
@@ -169,7 +176,12 @@ def _dialled(engine: str, effort: int) -> Codec:
 
 
 def _own(
-    setting: Callable[[float], dial.Setting], *, engine: str, effort: int, **about: Any
+    setting: Callable[[float], dial.Setting],
+    *,
+    engine: str,
+    effort: int,
+    averaged: bool = False,
+    **about: Any,
 ) -> Codec:
     """carcodec itself, at what ``setting`` makes of a quality."""
     memory = threading.local()  # qualities of one photo follow each other: downscale it once
@@ -182,7 +194,8 @@ def _own(
         return core.store(memory.prepared, chosen.storage, chosen.quality, 1, effort).data
 
     def decode(data: bytes) -> Pixels:
-        return np.asarray(core.decode_array(data, engine=engine, threads=1))
+        restored = core.decode_array(data, engine=engine, threads=1, self_ensemble=averaged)
+        return np.asarray(restored)
 
     return Codec(
         encode=encode,

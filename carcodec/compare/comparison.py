@@ -145,9 +145,9 @@ class Comparison:
         """A curve's name for people."""
         if name in self.codecs:
             return str(self.codecs[name]["title"] or name)
-        inside = name.partition("-")[2].removesuffix("-hq")
+        inside = name.partition("-")[2].removesuffix("+").removesuffix("-hq")
         titles = {"avif": "AVIF", "jpeg2000": "JPEG 2000", "jpegxl": "JPEG XL", "webp": "WebP"}
-        slower = ", -hq" if name.endswith("-hq") else ""
+        slower = f", {name[name.index('-hq') :]}" if "-hq" in name else ""
         first = name.partition("-")[0]
         return f"{first}, {titles.get(inside, inside)} inside{slower}" if inside else name
 

@@ -125,6 +125,12 @@ class ModelCard:
         return self.downscaler.family == "interpolation"
 
     @property
+    def mirrors(self) -> bool:
+        """Whether its small image of a mirrored photo is the mirrored small image."""
+        kind = self.downscaler.options.get("kind", "bicubic")
+        return self.downscaler.family == "none" or (self.fixed and kind != "nearest")
+
+    @property
     def large(self) -> bool:
         """Whether it is a slower form of the model named without ``-hq``: taken only by name."""
         return self.name.endswith("-hq")
