@@ -67,7 +67,7 @@ def percent(value: float) -> str:
 def with_slower(own: list[Codec], engine: str) -> list[Codec]:
     """Beside a storage codec's hull, which searches use, two over its -hq models as well.
 
-    The second has these also decoded by a self-ensemble.
+    The second has these also with more effort, and decoded by a self-ensemble.
     """
     found = own
     for card in zoo.installed():
@@ -75,7 +75,8 @@ def with_slower(own: list[Codec], engine: str) -> list[Codec]:
         members = [c for c in found if name in c.families]
         if not card.large or not members or card.version < zoo.find(card.name).version:
             continue
-        slower, slowest = carcodecs([card.storage], [card.name, f"{card.name}+"], engine=engine)
+        (slower,) = carcodecs([card.storage], [card.name], engine=engine)
+        (slowest,) = carcodecs([card.storage], [f"{card.name}+"], engine=engine, effort=4)
         hulls = (f"{name}-hq", f"{name}-hq+")
         found = [replace(c, families=(*c.families, *hulls)) if c in members else c for c in found]
         found += [replace(slower, families=hulls), replace(slowest, families=hulls[1:])]
@@ -181,7 +182,8 @@ def page(
         'overlap. "carcodec" is the hull over its models, with a storage codec\'s name over those '
         "that store with it: the best model for each picture and rate, as searches for a target "
         "find it, and -hq also over models that are taken only by name, for their time; -hq+ "
-        "has these also decoded with `--self-ensemble` on Kodak, eight times as slow again. "
+        "has these also at `--effort 4` and decoded with `--self-ensemble`, eight times as slow "
+        "again, on Kodak. "
         "`--quality` alone takes the same model for every picture. SSIM and MS-SSIM "
         "are compared as −10 log₁₀(1 − x), SSIMULACRA2 as it is. Kodak is measured "
         "up to 2 bits per pixel, the other sets up to 0.5. AVIF is what "

@@ -29,14 +29,13 @@ def told(
     quality: float,
     data: bytes | None = None,
     threads: int = 0,
-    effort: int = storage.DEFAULT_EFFORT,
 ) -> int:
     """What an upscaler is told of ``image`` stored as ``data`` at ``quality``: 0 (coarse) … 100.
 
     Args:
         kind: ``quality``, the codec's own, or ``step`` (:attr:`.zoo.ModelCard.told`).
         image: LR ``(h, w)`` or ``(h, w, 3)`` uint8, as it was before storing.
-        data: ``None`` has it stored here, where that is needed.
+        data: as the default effort stores it; ``None`` has it stored here, where it is needed.
 
     Raises:
         StorageError: as :meth:`.storage.StorageCodec.encode` and ``decode``.
@@ -44,11 +43,11 @@ def told(
     if kind == "quality":
         return round(quality)
     if data is None:
-        data = codec.encode(image, quality, threads, effort)
+        data = codec.encode(image, quality, threads)
     error = _error(codec, image, data, threads)
     for apart in _APART:  # the nearest quality that is another file
         other = quality - apart if quality >= apart else min(quality + apart, 100)
-        stored = codec.encode(image, other, threads, effort)
+        stored = codec.encode(image, other, threads)
         bought = abs(_error(codec, image, stored, threads) - error)
         if bought:
             # where both are of one length, they differ by less than bytes tell

@@ -178,7 +178,8 @@ def store(
     lr = codec.encode(prepared.small, quality, threads, effort)
     told = 255
     if quality is not None:
-        told = coarseness.told(card.told, codec, prepared.small, quality, lr, threads, effort)
+        usual = lr if effort <= storage.DEFAULT_EFFORT else None
+        told = coarseness.told(card.told, codec, prepared.small, quality, usual, threads)
     height, width = photo.colour.shape[:2]
     header = container.Header(
         width,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 
-__all__ = ["bare", "codestream", "size"]
+__all__ = ["bare", "codestream", "described", "size", "steps"]
 
 _SOC, _SIZ, _COD, _QCD, _SOT, _SOD, _EOC = 0xFF4F, 0xFF51, 0xFF52, 0xFF5C, 0xFF90, 0xFF93, 0xFFD9
 _RGB = 8  # beside the levels, in the first byte
@@ -53,6 +53,37 @@ def size(payload: bytes) -> tuple[int, int]:
         return width, height
     right, bottom, left, top = struct.unpack_from(">4I", payload, 8)  # SIZ, A.5.1
     return right - left, bottom - top
+
+
+def described(payload: bytes) -> tuple[int, int, tuple[int, int], int] | None:
+    """Of what :func:`bare` returned: levels, channels, (width, height), where packets begin.
+
+    ``None`` where the headers are still there.
+
+    Raises:
+        ValueError: that cannot be what it returned.
+    """
+    if _complete(payload):
+        return None
+    levels, channels, width, height, at = _described(payload)
+    return levels, channels, (width, height), at
+
+
+def steps(levels: int) -> list[list[float]]:
+    """Quantisation steps of the bands of each resolution from the lowest: LL, then HL, LH, HH.
+
+    In units of 9-7 coefficients as the standard scales them (equation E-3, 8 bits).
+    """
+    bands = _BANDS[len(_BANDS) - 3 * levels :]
+    rows = zip(bands[::3], bands[1::3], bands[2::3], strict=True)
+    details = [
+        [_step(code, gain) for code, gain in zip(row, (1, 1, 2), strict=True)] for row in rows
+    ]
+    return [[_step(_LOWEST[levels], 0)], *details]
+
+
+def _step(code: int, gain: int) -> float:
+    return 2.0 ** (8 + gain - (code >> 11)) * (1 + (code & 2047) / 2048)
 
 
 def bare(stream: bytes) -> bytes:

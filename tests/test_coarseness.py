@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from carcodec import coarseness, storage
+from carcodec import coarseness, codec, storage
 
 J2K = storage.by_name("jpeg2000")
 
@@ -78,3 +78,15 @@ def test_tiny_and_flat_images(side: int, quality: float) -> None:
 def test_a_coarser_step_is_never_told_as_a_finer_one(one: float, other: float) -> None:
     low, high = sorted((one, other))
     assert 0 <= coarseness.told_of_step(high) <= coarseness.told_of_step(low) <= 100
+
+
+def test_effort_is_not_told(hill: np.ndarray) -> None:
+    """It saves bytes that say little: the step stays what it was."""
+    usual, short = (
+        codec.encode(
+            hill, model="car-x1-jpeg2000", storage_codec="jpeg2000", quality=25, effort=effort
+        )
+        for effort in (3, 4)
+    )
+    assert len(short.data) < len(usual.data)
+    assert short.header.quality == usual.header.quality

@@ -69,7 +69,7 @@ def test_lr_of_8_bits_is_worth_what_it_takes(
     for name in (f"{engine}:fp32", engine):
         small = codec.downscale(photo, card, name, 1)
         data = stored.encode(small, 40, 1, 1)
-        told = coarseness.told(card.told, stored, small, 40, data, 1, 1)
+        told = coarseness.told(card.told, stored, small, 40, data, 1)
         given = stored.decode(data, small.shape[1::-1], 3, 1)
         restored = codec.upscale(given, (384, 288), 8, card, "onnxruntime:fp32", 1, quality=told)
         sizes.append(len(data))

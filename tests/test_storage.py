@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageCms
 
-from carcodec import av1, j2k, metrics, storage
+from carcodec import av1, j2k, metrics, packets, storage
 from carcodec.errors import StorageError
 from carcodec.storage import STORAGES, StorageCodec
 
@@ -244,6 +244,96 @@ def test_no_bytes_crash_the_jpeg2000_parser(data: bytes) -> None:
         assert min(j2k.size(data)) > 0 and j2k.codestream(data)[:2] == b"\xff\x4f"
     with contextlib.suppress(StorageError):
         storage.by_name("jpeg2000").decode(data, (3, 2), 1)
+
+
+grids = st.tuples(st.integers(1, 700), st.integers(1, 700), st.sampled_from([1, 3]))
+blocks = st.builds(
+    packets.Block, st.integers(0, 30), st.integers(1, 164), st.binary(min_size=1, max_size=300)
+)
+
+
+@settings(max_examples=60)
+@given(shape=grids, levels=st.integers(0, 6), data=st.data())
+def test_packets_are_read_as_they_were_written(
+    shape: tuple[int, int, int], levels: int, data: st.DataObject
+) -> None:
+    """Any blocks in any bands, bytes of ones in their headers included."""
+    width, height, channels = shape
+    size = (width, height)
+    empty = [
+        [packets.Band(*grid, [None] * grid[0] * grid[1]) for grid in packets.grids(size, levels, n)]
+        for n in range(levels + 1)
+        for _ in range(channels)
+    ]
+    some = data.draw(st.lists(blocks, min_size=1, max_size=6))
+    random = data.draw(st.randoms(use_true_random=False))
+    for bands in empty:
+        for band in bands:
+            for i in range(len(band.blocks)):
+                band.blocks[i] = random.choice([None, *some])
+    written = packets.write(empty)
+    assert packets.read(written, size, channels, levels) == empty
+    with pytest.raises((ValueError, IndexError)):
+        packets.read(written + b"\0", size, channels, levels)
+
+
+@pytest.mark.parametrize("size", [(500, 381), (201, 67), (64, 64), (1, 90), (3, 1)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_openjpeg_reads_packets_that_were_written_again(
+    size: tuple[int, int], mode: str, taipei: Image.Image
+) -> None:
+    codec = storage.by_name("jpeg2000")
+    image = np.asarray(taipei.convert(mode).crop((0, 200, size[0], 200 + size[1])))
+    for quality in (0, 20, 60):
+        data = codec.encode(image, quality)
+        described = j2k.described(data)
+        assert described and described[2] == size
+        levels, channels, _, at = described
+        read = packets.read(data[at:], size, channels, levels)
+        again = data[:at] + packets.write(read)
+        decoded = [codec.decode(one, size, channels) for one in (data, again)]
+        assert len(again) == len(data) and np.array_equal(*decoded)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("quality", [4, 12, 25, 40])
+def test_jpeg2000_takes_effort(mode: str, quality: int, taipei: Image.Image) -> None:
+    """Fewer bytes, and nearer to the image than as many bytes are without the effort."""
+    codec = storage.by_name("jpeg2000")
+    image = np.asarray(taipei.convert(mode))
+    size, channels = (image.shape[1], image.shape[0]), len(mode)
+    usual = codec.encode(image, quality)
+    assert codec.encode(image, quality, effort=0) == usual
+    short = codec.encode(image, quality, effort=4)
+    assert codec.encode(image, quality, threads=1, effort=9) == short
+    at_least = 0.01 if quality < 20 else 0.001
+    assert len(short) < len(usual) * (1 - at_least)
+    rival, coarser = usual, float(quality)
+    while len(rival) > len(short):
+        coarser -= 0.05
+        rival = codec.encode(image, max(coarser, 0))
+        if coarser < 0:  # no file is as small
+            return
+    better, worse = (
+        metrics.psnr(image, codec.decode(one, size, channels)) for one in (short, rival)
+    )
+    assert better > worse
+    with Image.open(io.BytesIO(codec.in_file(short))) as opened:  # any decoder takes it
+        far = np.asarray(opened, int) - codec.decode(short, size, channels)
+    assert np.abs(far).max() <= 1  # two builds round alike but for a few samples
+    assert codec.encode(image, effort=9) == codec.encode(image)  # lossless
+
+
+@settings(max_examples=40)
+@given(image=images, quality=st.floats(0, 100))
+def test_effort_takes_any_image(image: storage.Pixels, quality: float) -> None:
+    codec = storage.by_name("jpeg2000")
+    size, channels = (image.shape[1], image.shape[0]), 1 if image.ndim == 2 else 3
+    usual, short = (codec.encode(image, quality, effort=effort) for effort in (3, 4))
+    assert len(short) <= len(usual)
+    decoded = [codec.decode(one, size, channels).astype(int) for one in (usual, short)]
+    lost = [np.square(image - one).sum() for one in decoded]
+    assert lost[1] <= lost[0] * (1 + (len(usual) - len(short)) / len(usual))
 
 
 def test_green_difference_shrinks_jpegls(taipei: Image.Image) -> None:

@@ -125,7 +125,7 @@ _FORM = {"avif": 5, "jpeg2000": 4}
 
 
 def _form(storage_codec: str, effort: int) -> int:
-    if storage_codec == "avif" and effort > 3:
+    if effort > storage.DEFAULT_EFFORT and storage_codec in _FORM:
         return 6
     return _FORM.get(storage_codec, 2)
 

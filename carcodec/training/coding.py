@@ -45,4 +45,4 @@ def stored(
     codec = storage.by_name(name)
     data = codec.encode(image, quality, 1, _EFFORT)
     found = codec.decode(data, (image.shape[1], image.shape[0]), 3, 1)
-    return found, coarseness.told(told, codec, image, quality, data, 1, _EFFORT)
+    return found, coarseness.told(told, codec, image, quality, data, 1)
