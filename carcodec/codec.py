@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -165,10 +165,13 @@ def store(
     quality: float | None = None,
     threads: int = 0,
     effort: int = storage.DEFAULT_EFFORT,
+    told: int | None = None,
 ) -> Encoded:
     """The second half of :func:`encode`. The header records what the upscaler is to be told.
 
-    That is ``quality`` as a whole number, or the step it came to (:mod:`carcodec.coarseness`).
+    That is ``quality`` as a whole number, or the step it came to (:mod:`carcodec.coarseness`),
+    which takes as long as storing does: a ``told`` that is given is recorded instead, until
+    :func:`tell`.
 
     Raises:
         StorageError: no such codec, a quality it does not have, or it failed.
@@ -176,10 +179,8 @@ def store(
     codec = _storage(storage_codec, quality)
     photo, card = prepared.photo, prepared.card
     lr = codec.encode(prepared.small, quality, threads, effort)
-    told = 255
-    if quality is not None:
-        usual = lr if effort <= storage.DEFAULT_EFFORT else None
-        told = coarseness.told(card.told, codec, prepared.small, quality, usual, threads)
+    if told is None:
+        told = _told(prepared, codec, quality, lr, threads, effort)
     height, width = photo.colour.shape[:2]
     header = container.Header(
         width,
@@ -206,6 +207,30 @@ def store(
         None if photo.alpha is not None else _preview(prepared.small, len(lr) * PREVIEW_SHARE),
     )
     return Encoded(container.write(file), header, quality)
+
+
+def tell(encoded: Encoded, prepared: Prepared, threads: int, effort: int) -> Encoded:
+    """What :func:`store` made with a ``told`` of the caller's, with what is to be told instead."""
+    file = container.read(encoded.data)
+    codec = storage.by_number(file.header.storage)
+    told = _told(prepared, codec, encoded.quality, file.lr, threads, effort)
+    header = replace(file.header, quality=told)
+    return replace(encoded, data=container.write(replace(file, header=header)), header=header)
+
+
+def _told(
+    prepared: Prepared,
+    codec: storage.StorageCodec,
+    quality: float | None,
+    lr: bytes,
+    threads: int,
+    effort: int,
+) -> int:
+    if quality is None:
+        return 255
+    usual = lr if effort <= storage.DEFAULT_EFFORT else None
+    kind = prepared.card.told
+    return coarseness.told(kind, codec, prepared.small, quality, usual, threads)
 
 
 def _storage(name: str, quality: float | None) -> storage.StorageCodec:

@@ -154,7 +154,7 @@ class _Search:
         self.photo, self.run, self.effort, self.report = photo, run, effort, progress
         self.alpha_quality = run.pop("alpha_quality")
         self.small: dict[str, codec.Prepared] = {}
-        self.stored: dict[tuple[str, str, float | None], codec.Encoded] = {}
+        self.stored: dict[tuple[str, str, float | None, int | None], codec.Encoded] = {}
         self.share = 1.0  # of the progress, for one model
         self.done = 0.0
 
@@ -172,8 +172,8 @@ class _Search:
             )
         return self.small[model]
 
-    def encode(self, setting: dial.Setting) -> codec.Encoded:
-        key = (setting.model, setting.storage, setting.quality)
+    def encode(self, setting: dial.Setting, told: int | None = None) -> codec.Encoded:
+        key = (setting.model, setting.storage, setting.quality, told)
         if key not in self.stored:
             self.stored[key] = codec.store(
                 self.prepared(setting.model),
@@ -181,6 +181,7 @@ class _Search:
                 setting.quality,
                 self.run["threads"],
                 self.effort,
+                told=told,
             )
         return self.stored[key]
 
@@ -246,13 +247,21 @@ class _Search:
 
         ``start`` is a quality that is near already.
         """
-        self.prepared(model, 0.5)
+        made = self.prepared(model, 0.5)
+        # bytes are the same whatever the upscaler is told: that is found out at the end
+        late = 0 if target.kind == "bytes" and made.card.told == "step" else None
         tried = 0
         begun = self.done
 
         def attempt(quality: float | None) -> Trial:
             stored = "jpegxl" if quality is None and any_storage else storage_codec
-            return judged(quality, self.encode(dial.Setting(model, stored, quality)))
+            return judged(quality, self.encode(dial.Setting(model, stored, quality), late))
+
+        def told(trial: Trial) -> Trial:
+            if late is None:
+                return trial
+            encoded = codec.tell(trial.encoded, made, self.run["threads"], self.effort)
+            return replace(trial, encoded=encoded)
 
         def judged(quality: float | None, encoded: codec.Encoded) -> Trial:
             nonlocal tried
@@ -268,17 +277,19 @@ class _Search:
         whole = storage.by_name(storage_codec).whole
         found, other = bisect(once(attempt), target, 1.0 if whole else 0.05, start)
         if other is None or abs(found.score - target.value) <= gap(target):
-            return found
+            return told(found)
         low, high = (found, other) if target.kind == "bytes" else (other, found)
-        moved = self.moved(low, high)
+        moved = self.moved(low, high, late)
         nearer = fill(lambda share: judged(high.quality, moved(share)), low, high, target)
         if nearer is None:
-            return found
+            return told(found)
         if target.kind == "bytes" and self.error(nearer) >= self.error(found):
-            return found
-        return nearer
+            return told(found)
+        return told(nearer)
 
-    def moved(self, low: Trial, high: Trial) -> Callable[[float], codec.Encoded]:
+    def moved(
+        self, low: Trial, high: Trial, told: int | None = None
+    ) -> Callable[[float], codec.Encoded]:
         """Encodes at ``high``'s quality LR that has moved by a share towards what ``low`` stores.
 
         ``low`` and ``high`` are neighbouring qualities of a codec whose steps are wide. What moves
@@ -295,7 +306,8 @@ class _Search:
                 step = end[rows].astype(np.float32) - start[rows]
                 small[rows] = np.rint(start[rows] + share * step)
             changed = replace(original, small=small)
-            return codec.store(changed, name, high.quality, self.run["threads"], self.effort)
+            run = (self.run["threads"], self.effort)
+            return codec.store(changed, name, high.quality, *run, told=told)
 
         return encode
 

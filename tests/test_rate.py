@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import carcodec
-from carcodec import codec, container, metrics, rate, storage
+from carcodec import coarseness, codec, container, metrics, rate, storage
 from carcodec.errors import CarcodecError, StorageError
 from carcodec.rate import Target, TargetError, Trial
 
@@ -29,6 +29,26 @@ def test_bytes_are_met_from_below(stored: str, part: Image.Image) -> None:
         assert carcodec.decode(found.encoded.data).size == part.size
         assert found.quality is not None
         assert found.encoded.header.quality == round(found.quality)
+
+
+@pytest.mark.parametrize("effort", [3, 4])
+def test_a_step_is_found_out_once(
+    effort: int, part: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes as long as storing does, and a search for bytes does not need it on its way."""
+    asked: list[float] = []
+    real = coarseness.told
+
+    def told(kind: str, codec: storage.StorageCodec, image: object, quality: float, *rest) -> int:  # type: ignore[no-untyped-def]
+        asked.append(quality)
+        return real(kind, codec, image, quality, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(coarseness, "told", told)
+    run = {"model": "car-x1-jpeg2000", "storage_codec": "jpeg2000", "effort": effort}
+    found = rate.meet(part, Target("bytes", 2500), **run)  # type: ignore[arg-type]
+    assert asked == [found.quality]
+    assert found.encoded.data == codec.encode(part, quality=found.quality, **run).data  # type: ignore[arg-type]
+    assert 0.97 * 2500 <= len(found.encoded.data) <= 2500
 
 
 def test_between_two_qualities_of_avif_bytes_buy_quality(part: Image.Image) -> None:
@@ -93,6 +113,6 @@ def test_every_quality_is_tried_once(part: Image.Image, monkeypatch: pytest.Monk
     found = rate.meet(part, Target("bytes", 4000), progress=shares.append, **OPTIONS)
     assert isinstance(found, Trial)
     assert len(tried) == len(set(tried)) <= 14
-    assert sum(effort == storage.DEFAULT_EFFORT for *_, effort in tried) <= 5
+    assert 0 < sum(effort == storage.DEFAULT_EFFORT for *_, effort in tried) <= 5
     assert shares == sorted(shares)
     assert shares[-1] == 1
