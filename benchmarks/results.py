@@ -77,7 +77,8 @@ def with_slower(own: list[Codec], engine: str) -> list[Codec]:
         if not card.large or not members or card.version < zoo.find(card.name).version:
             continue
         (slower,) = carcodecs([card.storage], [card.name], engine=engine)
-        (slowest,) = carcodecs([card.storage], [f"{card.name}+"], engine=engine, effort=4)
+        by_itself = engine.partition(":")[0]  # in 8 bits, where it has the choice: a third of hours
+        (slowest,) = carcodecs([card.storage], [f"{card.name}+"], engine=by_itself, effort=4)
         slowest = replace(slowest, qualities=tuple(q for q in slowest.qualities if q >= 4))
         hulls = (f"{name}-hq", f"{name}-hq+")
         found = [replace(c, families=(*c.families, *hulls)) if c in members else c for c in found]
@@ -208,8 +209,8 @@ def page(
         'overlap. "carcodec" is the hull over its models, with a storage codec\'s name over those '
         "that store with it: the best model for each picture and rate, as searches for a target "
         "find it, and -hq also over models that are taken only by name, for their time; -hq+ "
-        "has these also at `--effort 4` and decoded with `--self-ensemble`, eight times as slow "
-        "again: one line below Kodak's tables. "
+        "has these also at `--effort 4` and decoded with `--self-ensemble` in 8 bits, eight times "
+        "as slow again: one line below Kodak's tables. "
         "`--quality` alone takes the same model for every picture. SSIM and MS-SSIM "
         "are compared as −10 log₁₀(1 − x), SSIMULACRA2 as it is. Kodak is measured "
         "up to 2 bits per pixel, the other sets up to 0.5. AVIF is what "
@@ -235,7 +236,7 @@ def page(
                 lines += bd_table(looks, LOOKS, span)
         lines += losses(one)
         if name == "Kodak" and slowest is not None:
-            lines += slowest_lines(slowest)
+            lines[-1:] = slowest_lines(slowest)
         if name == "Kodak":  # elsewhere mean curves end where the first picture passed 0.5 bpp
             lines += crossings(one, chosen)
         if one.notes:
