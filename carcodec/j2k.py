@@ -35,7 +35,7 @@ def codestream(payload: bytes) -> bytes:
     """
     if _complete(payload):
         return payload
-    levels, channels, width, height, at = _described(payload)
+    levels, channels, width, height, at = described(payload)
     packets = payload[at:]
     tile = struct.pack(">HHHIBBH", _SOT, 10, 0, 14 + len(packets), 0, 1, _SOD)
     headers = _headers(width, height, channels, levels)
@@ -49,24 +49,10 @@ def size(payload: bytes) -> tuple[int, int]:
         ValueError, struct.error: that cannot be what it returned.
     """
     if not _complete(payload):
-        _, _, width, height, _ = _described(payload)
+        _, _, width, height, _ = described(payload)
         return width, height
     right, bottom, left, top = struct.unpack_from(">4I", payload, 8)  # SIZ, A.5.1
     return right - left, bottom - top
-
-
-def described(payload: bytes) -> tuple[int, int, tuple[int, int], int] | None:
-    """Of what :func:`bare` returned: levels, channels, (width, height), where packets begin.
-
-    ``None`` where the headers are still there.
-
-    Raises:
-        ValueError: that cannot be what it returned.
-    """
-    if _complete(payload):
-        return None
-    levels, channels, width, height, at = _described(payload)
-    return levels, channels, (width, height), at
 
 
 def steps(levels: int) -> list[list[float]]:
@@ -120,8 +106,12 @@ def _headers(width: int, height: int, channels: int, levels: int) -> bytes:
     )
 
 
-def _described(payload: bytes) -> tuple[int, int, int, int, int]:
-    """Levels, channels, width, height, and where the packets begin."""
+def described(payload: bytes) -> tuple[int, int, int, int, int]:
+    """Levels, channels, width, height, and where the packets begin.
+
+    Raises:
+        ValueError: this is no codestream without its headers.
+    """
     levels = payload[0] & 7 if payload else 8
     if levels >= len(_LOWEST) or payload[0] >= 16:
         raise ValueError("no such number of levels")

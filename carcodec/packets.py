@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from carcodec import j2k
+from carcodec import j2k, metrics
 
 __all__ = ["Band", "Block", "grids", "read", "shortened", "write"]
 
@@ -164,7 +164,7 @@ def write(packets: list[list[Band]]) -> bytes:
 
 
 def shortened(payload: bytes, image: Pixels, decode: Callable[[bytes], Pixels]) -> bytes:
-    """What :func:`.j2k.bare` returned, without the bytes that are not worth their place.
+    """A codestream without its headers, and without the bytes that are not worth their place.
 
     Where a doubled rate buys 3 dB, D falls as 1/R and the last bit has bought D/R. A byte goes if
     what it takes from the squared error costs more; with some to spare, as what blocks cost
@@ -174,12 +174,10 @@ def shortened(payload: bytes, image: Pixels, decode: Callable[[bytes], Pixels]) 
         image: what was encoded, ``(h, w)`` or ``(h, w, 3)``.
         decode: what such a payload decodes to.
     """
-    described = j2k.described(payload)
-    if described is None or max(image.shape) > _PRECINCT:
+    levels, channels, width, height, at = j2k.described(payload)
+    if max(width, height) > _PRECINCT:
         return payload
-    levels, channels, size, at = described
-    packets = read(payload[at:], size, channels, levels)
-
+    packets = read(payload[at:], (width, height), channels, levels)
     where = [
         (p, b, i)
         for p, bands in enumerate(packets)
@@ -198,7 +196,7 @@ def shortened(payload: bytes, image: Pixels, decode: Callable[[bytes], Pixels]) 
 
     whole = decode(payload)
     lost = image.astype(np.int16) - whole
-    error = float(np.square(lost, dtype=np.float32).sum(dtype=np.float64))
+    error = metrics.squared_error(image, whole)
     buys = _SPARE * error / (8 * len(payload))
     changes = [
         decode(less(dict.fromkeys(where, count))).astype(np.int16) - whole
@@ -224,8 +222,7 @@ def shortened(payload: bytes, image: Pixels, decode: Callable[[bytes], Pixels]) 
         for key, cost in costs.items()
     }
     short = less(best)
-    after = np.square(image.astype(np.int16) - decode(short), dtype=np.float32)
-    dearer = float(after.sum(dtype=np.float64)) - error
+    dearer = metrics.squared_error(image, decode(short)) - error
     return short if dearer < 8 * (len(payload) - len(short)) * buys else payload
 
 
@@ -245,7 +242,7 @@ def grids(size: tuple[int, int], levels: int, level: int) -> list[tuple[int, int
             -(-(side - begin) // (_SIDE << depth))
             for side, begin in zip(size, (right, down), strict=True)
         )
-        found.append((max(across, 0), max(along, 0)) if min(across, along) > 0 else (0, 0))
+        found.append((across, along) if min(across, along) > 0 else (0, 0))
     return found
 
 
@@ -257,20 +254,19 @@ def _read_band(bits: _Bits, band: Band) -> list[tuple[Band, int, int]]:
     def bit(written: int) -> int:
         return bits.one()
 
-    for y in range(band.rows):
-        for x in range(band.columns):
-            if not included.below(x, y, 1, bit):
-                continue
-            planes = 0
-            while not missing.below(x, y, planes + 1, bit):
-                planes += 1
-            passes = _read_passes(bits)
-            length = 3 + passes.bit_length() - 1
-            while bits.one():
-                length += 1
-            at = y * band.columns + x
-            band.blocks[at] = Block(planes, passes, b"")
-            found.append((band, at, bits.number(length)))
+    for i in range(len(band.blocks)):
+        y, x = divmod(i, band.columns)
+        if not included.below(x, y, 1, bit):
+            continue
+        planes = 0
+        while not missing.below(x, y, planes + 1, bit):
+            planes += 1
+        passes = _read_passes(bits)
+        length = 3 + passes.bit_length() - 1
+        while bits.one():
+            length += 1
+        band.blocks[i] = Block(planes, passes, b"")
+        found.append((band, i, bits.number(length)))
     return found
 
 
@@ -297,11 +293,11 @@ def _write_band(bits: list[int], band: Band) -> None:
 
 def _read_passes(bits: _Bits) -> int:
     """Table B.4."""
-    for first, width in ((1, 0), (2, 0), (3, 2), (6, 5)):
-        if width == 0:
-            if not bits.one():
-                return first
-        elif (value := bits.number(width)) < (1 << width) - 1:
+    for first in (1, 2):
+        if not bits.one():
+            return first
+    for first, width in ((3, 2), (6, 5)):
+        if (value := bits.number(width)) < (1 << width) - 1:
             return first + value
     return 37 + bits.number(7)
 

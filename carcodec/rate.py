@@ -257,12 +257,6 @@ class _Search:
             stored = "jpegxl" if quality is None and any_storage else storage_codec
             return judged(quality, self.encode(dial.Setting(model, stored, quality), late))
 
-        def told(trial: Trial) -> Trial:
-            if late is None:
-                return trial
-            encoded = codec.tell(trial.encoded, made, self.run["threads"], self.effort)
-            return replace(trial, encoded=encoded)
-
         def judged(quality: float | None, encoded: codec.Encoded) -> Trial:
             nonlocal tried
             score = float(len(encoded.data))
@@ -276,20 +270,18 @@ class _Search:
 
         whole = storage.by_name(storage_codec).whole
         found, other = bisect(once(attempt), target, 1.0 if whole else 0.05, start)
-        if other is None or abs(found.score - target.value) <= gap(target):
-            return told(found)
-        low, high = (found, other) if target.kind == "bytes" else (other, found)
-        moved = self.moved(low, high, late)
-        nearer = fill(lambda share: judged(high.quality, moved(share)), low, high, target)
-        if nearer is None:
-            return told(found)
-        if target.kind == "bytes" and self.error(nearer) >= self.error(found):
-            return told(found)
-        return told(nearer)
+        if other is not None and abs(found.score - target.value) > gap(target):
+            low, high = (found, other) if target.kind == "bytes" else (other, found)
+            moved = self.moved(low, high)
+            nearer = fill(lambda share: judged(high.quality, moved(share)), low, high, target)
+            if nearer and (target.kind != "bytes" or self.error(nearer) < self.error(found)):
+                return nearer
+        if late is None:
+            return found
+        encoded = codec.tell(found.encoded, made, self.run["threads"], self.effort)
+        return replace(found, encoded=encoded)
 
-    def moved(
-        self, low: Trial, high: Trial, told: int | None = None
-    ) -> Callable[[float], codec.Encoded]:
+    def moved(self, low: Trial, high: Trial) -> Callable[[float], codec.Encoded]:
         """Encodes at ``high``'s quality LR that has moved by a share towards what ``low`` stores.
 
         ``low`` and ``high`` are neighbouring qualities of a codec whose steps are wide. What moves
@@ -306,8 +298,7 @@ class _Search:
                 step = end[rows].astype(np.float32) - start[rows]
                 small[rows] = np.rint(start[rows] + share * step)
             changed = replace(original, small=small)
-            run = (self.run["threads"], self.effort)
-            return codec.store(changed, name, high.quality, *run, told=told)
+            return codec.store(changed, name, high.quality, self.run["threads"], self.effort)
 
         return encode
 

@@ -234,12 +234,14 @@ def _jpeg2k_encode(
         except (KeyError, ValueError):  # a Pillow without JPEG 2000
             pass
         else:
-            bare = j2k.bare(_without_comments(whole))
-            if effort <= DEFAULT_EFFORT:
+            whole = _without_comments(whole)
+            bare = j2k.bare(whole)
+            if effort <= DEFAULT_EFFORT or bare == whole:
                 return bare
-            room = np.empty_like(image)
             return packets.shortened(
-                bare, image, lambda data: _jpeg2k_decode(codecs, data, room, threads).copy()
+                bare,
+                image,
+                lambda data: _jpeg2k_decode(codecs, data, np.empty_like(image), threads),
             )
     data = codecs.jpeg2k_encode(
         image,

@@ -286,9 +286,8 @@ def test_openjpeg_reads_packets_that_were_written_again(
     image = np.asarray(taipei.convert(mode).crop((0, 200, size[0], 200 + size[1])))
     for quality in (0, 20, 60):
         data = codec.encode(image, quality)
-        described = j2k.described(data)
-        assert described and described[2] == size
-        levels, channels, _, at = described
+        levels, channels, *described, at = j2k.described(data)
+        assert tuple(described) == size
         read = packets.read(data[at:], size, channels, levels)
         again = data[:at] + packets.write(read)
         decoded = [codec.decode(one, size, channels) for one in (data, again)]
