@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from carcodec.engines import Network, batches, guard, log, plans
+from carcodec.engines.folded import Folded
 from carcodec.errors import EngineError, RecipeError
 from carcodec.networks import car, families, plain
 from carcodec.zoo import ModelCard, halves
@@ -112,6 +113,10 @@ def _compile(module: torch.nn.Module) -> None:
         module.compile(dynamic=True)
 
 
+def _compiled(module: torch.nn.Module) -> bool:
+    return module._compiled_call_impl is not None
+
+
 def _check(run: Network, card: ModelCard, side: str, precision: torch.dtype | None) -> None:
     """Refuse a precision that was asked for."""
     if reason := guard.refusal(run, card, side):
@@ -170,12 +175,17 @@ class Pipeline:
     ) -> None:
         self.module, self.device, self.side = module.to(device), device, side
         self.batch, self.precision, self.rounded = batch, precision, rounded
+        self.folded: Folded | None = None
+        if isinstance(module, car.EDSR) and not _compiled(module) and precision != torch.float32:
+            self.folded = Folded(module, precision)
 
     def __call__(self, image: Block, quality: float = 1.0) -> Block:
         return next(self.stream([image], quality))
 
     @torch.inference_mode()
     def _computed(self, given: Tensor, quality: float) -> Tensor:
+        if self.folded is not None:
+            return self.folded(given, quality).float()
         given = given.contiguous(memory_format=torch.channels_last)
         with _autocast(self.device, self.precision):
             if self.side == "upscaler":

@@ -163,6 +163,25 @@ def test_pytorch_in_batches_is_pytorch(name: str, side: str, half: bool) -> None
             assert difference.max() < (2 if half else 0.01)
 
 
+@pytest.mark.parametrize("name", ["car-x2-avif", "car-x1-avif", "car-x4"])
+@pytest.mark.parametrize("residual", [1.0, 0.5])
+def test_a_folded_network_computes_the_same(name: str, residual: float) -> None:
+    """What GPUs run in half precision, for one quality after another, borders included."""
+    import torch
+
+    from carcodec.engines import folded, pytorch
+
+    network: Any = pytorch.network(zoo.find(name), "upscaler")
+    for block in network.body:
+        block.residual_scale = residual
+    whole = folded.Folded(network, torch.float32)
+    image = torch.rand(2, 3, 24, 36, generator=torch.Generator().manual_seed(2))
+    for quality in (0.3, 0.8, 0.8, 0.3):
+        with torch.inference_mode():
+            wanted = network(image, torch.full((2,), quality))
+        assert (whole(image, quality) - wanted).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("name", ["car-x2-avif", "car-x1-avif", "tad-x2", "tad-grey", "rrnet-x3"])
 @pytest.mark.parametrize("kind", ["RGB", "grey", "16 bits"])
 def test_levels_on_the_device_are_the_photos_levels(
