@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from carcodec.zoo.card import ModelCard, Quantised, Side
-
 if TYPE_CHECKING:
     import onnx
+
+    from carcodec.zoo.card import ModelCard, Quantised, Side
 
 __all__ = ["narrowed", "network"]
 
@@ -42,6 +42,7 @@ def network(card: ModelCard, side: Side | Quantised) -> onnx.ModelProto:
 def narrowed(model: onnx.ModelProto) -> None:
     """Store a graph's matrices and kernels in float16, each with a Cast before what reads it.
 
+    Packages are built with this function alone (``setup.py``), before carcodec is installed.
     Nothing is lost of weights that float16 can hold.
     """
     import onnx
