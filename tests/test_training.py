@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import io
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import pytorch_msssim
 import torch
 from PIL import Image
 
@@ -590,6 +592,33 @@ def test_dead_features_start_again_where_the_network_is(
     assert trainer.revived == revived
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # PyTorch's own
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_a_compiled_run_learns_and_finds_dead_features(
+    tmp_path: Path, taipei: Image.Image, data: Path
+) -> None:
+    """Validation is of another size than what was compiled, and its kernels call no hooks."""
+    taipei.crop((0, 0, 160, 96)).save(data / "0.png")  # held out
+    alone = {"codec": "webp", "real": "true", "conditioned": "true", "downscaler_rate": 0.0}
+    path = recipe(tmp_path, cell=1, optimiser="adam", **alone)
+    found = []
+    for compiled in ("false", "true"):
+        path.write_text(path.read_text() + f"revive = 12\ncompile = {compiled}\n")
+        trainer = loop._Trainer(load_recipe(path), data, torch.device("cpu"))
+        path.write_text(path.read_text().partition("revive")[0])
+        block = trainer.upscaler.body[0]
+        block.first.bias.data[:5] = -9.0
+        losses_ = []
+        for _ in range(14):
+            losses_.append(float(trainer.update(1.0)[0]))
+            trainer.minutes += 0.01
+        found.append((losses_, trainer.revived, trainer.validate()))
+    (plain, dead, psnr), (same, also, near) = found
+    assert same[:12] == pytest.approx(plain[:12], rel=1e-3)
+    assert dead == also == 5 and near == pytest.approx(psnr, abs=0.05)
+
+
 def test_train_leaves_a_checkpoint_and_a_log(tmp_path: Path, data: Path) -> None:
     loaded = load_recipe(recipe(tmp_path))
     heard: list[loop.Progress] = []
@@ -651,6 +680,42 @@ def test_a_run_can_start_from_a_model(
         assert trainer.validate() == pytest.approx(psnr)
     with pytest.raises(ModelNotFoundError, match="model nowhere is not installed"):
         loop.train(loaded, data, tmp_path / "other", minutes=0.01, init=Path("nowhere"))
+
+
+def test_ssim_in_the_loss_is_that_of_its_library() -> None:
+    x, noise = torch.rand(2, 3, 1, 40, 64, generator=torch.Generator().manual_seed(1))
+    wanted = []
+    for scale in (1, 2):
+        pair = [torch.nn.functional.avg_pool2d(t, scale) for t in (x, 0.7 * x + 0.3 * noise)]
+        likeness = pytorch_msssim.ssim(*pair, data_range=1, size_average=False)
+        wanted.append((1 - likeness + 1e-3).log())
+    pictures = [t.expand(-1, 3, -1, -1) for t in (x, 0.7 * x + 0.3 * noise)]
+    for scales, mean in ((1, wanted[0]), (2, (wanted[0] + wanted[1]) / 2)):
+        assert torch.allclose(losses.structure(*pictures, scales), mean, atol=1e-5)
+
+
+def test_qualities_are_drawn_as_the_recipe_says(tmp_path: Path, data: Path) -> None:
+    path = recipe(tmp_path, codec="avif", low=10, high=90)
+    path.write_text(path.read_text() + "quality_mode = 20\n")
+    trainer = loop._Trainer(load_recipe(path), data, torch.device("cpu"))
+    drawn = trainer._drawn(20000)
+    assert 10 <= drawn.min() < 12 and 85 < drawn.max() <= 90
+    counts = torch.histc(drawn, 8, 10, 90)
+    assert counts[0] + counts[1] > 0.33 * 20000 and counts[-1] < 0.03 * 20000
+
+
+@pytest.mark.parametrize("changes", [{}, {"real": "true", "codec": "webp", "downscaler_rate": 0.0}])
+def test_what_diverged_is_not_saved(changes: dict[str, object], tmp_path: Path, data: Path) -> None:
+    """Also where a step's loss is looked at after the step."""
+    trainer = loop._Trainer(load_recipe(recipe(tmp_path, **changes)), data, torch.device("cpu"))
+    trainer.update(1.0)
+    trainer.save(tmp_path / "checkpoint.pt")
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    trainer.upscaler.tail.bias.data[0] = torch.nan
+    with pytest.raises(TrainingError, match="diverged at step 1: lower learning_rate"):
+        trainer.update(1.0)
+        trainer.save(tmp_path / "checkpoint.pt")
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
 def test_a_diverged_run_stops_itself(tmp_path: Path, data: Path) -> None:
@@ -726,6 +791,10 @@ def test_baselines_train_and_are_not_exported(tmp_path: Path, data: Path) -> Non
         ),
         ('name = "x"\nscale = 2\n[training]\nrevive = -1', "revive must be 0 or more, not -1"),
         ('name = "x"\nscale = 2\n[training]\nssim_scales = 0', "ssim_scales must be at least 1"),
+        (
+            'name = "x"\nscale = 2\n[training]\nquality_mode = 95',
+            "quality_mode must be between quality_low and quality_high, or 0",
+        ),
         ('name = "x"\nscale = 2\n[training]\ncolour = "lab"', "must be 'rgb' or 'y'"),
         ('name = "x"\nscale = 2\n[training]\ntint = 1.0\ncodec = "avif"', "codec = 'avif'"),
         ('name = "x"\nscale = 2\n[training]\ntint = 1.0\ncolour = "y"', "colour = 'y'"),

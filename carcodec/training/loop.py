@@ -7,7 +7,8 @@ import importlib.util
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from carcodec.zoo import halves
 
 __all__ = ["Progress", "build_networks", "load_checkpoint", "train"]
 
+_WATCHED = 10  # steps before each search for dead features: watching takes time
 _CUTS = 2  # patches of each part of a photo that the storage codec is given whole
 
 
@@ -143,6 +145,7 @@ class _Trainer:
         self.revived = 0  # features, so far
         self.minutes = 0.0
         self.spent = 0.0  # share of the budget
+        self.unseen: tuple[int, Tensor] | None = None  # the last step's loss, not looked at yet
         self.shown: list[tuple[Any, Any, Any]] = []  # of the last validation, for the sheet
 
     def close(self) -> None:
@@ -281,7 +284,10 @@ class _Trainer:
 
     def _drawn(self, count: int) -> Tensor:
         low, high = self.schedule.quality_low, self.schedule.quality_high
-        drawn = self.patches.random.uniform(low, high, count)
+        random, mode = self.patches.random, self.schedule.quality_mode
+        drawn = (
+            random.triangular(low, mode, high, count) if mode else random.uniform(low, high, count)
+        )
         return torch.from_numpy(drawn).float().to(self.device)
 
     def _proxied(self, small: Tensor) -> tuple[proxies.Coded, Tensor, Tensor]:
@@ -330,20 +336,15 @@ class _Trainer:
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["ratio"]
-        count = self.schedule.batch
-        if self.stock is not None:
-            side = self.schedule.patch // self.recipe.scale
-            loss = self._far(*self.stock.draw(count, side))
-        else:
-            loss = self.loss(self._wholes(-(-count // _CUTS) if self.schedule.whole else count))
+        revive = self.schedule.revive if self.reviver and spent < 2 / 3 else 0
+        with self._watching(bool(revive) and -(self.step + 1) % revive < _WATCHED):
+            loss = self._loss_of_a_batch()
         shared = loss.detach().clone()
         self.world.mean([shared])  # not finite on one, not finite on all
-        # Before backward: grid_sample's gradient writes out of bounds at NaN positions.
-        if not math.isfinite(float(shared)):
-            raise TrainingError(
-                f"training diverged at step {self.step}: lower learning_rate and go on from the "
-                "last checkpoint with --resume"
-            )
+        self.confirm()
+        self.unseen = self.step, shared
+        if self._downscaler_learns:  # grid_sample's gradient writes out of bounds at NaN positions
+            self.confirm()
         for optimiser in self.optimisers:
             optimiser.zero_grad()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -362,10 +363,46 @@ class _Trainer:
             torch._foreach_lerp_(
                 [self.average[k] for k in current], list(current.values()), 1 - decay
             )
-        if self.reviver and self.step % self.schedule.revive == 0 and spent < 2 / 3:
+        if self.reviver and revive and self.step % revive == 0:
             seed = self.schedule.seed + self.step
             self.revived += self.reviver.revive(self.average, self.optimisers, seed, self.world)
         return shared, rate
+
+    def confirm(self) -> None:
+        """Look at the last step's loss, which waits for a GPU: best while it does the next.
+
+        Raises:
+            TrainingError: it is not finite, and what has been learned since is not either.
+        """
+        if self.unseen is None:
+            return
+        (step, loss), self.unseen = self.unseen, None
+        if not math.isfinite(float(loss)):
+            raise TrainingError(
+                f"training diverged at step {step}: lower learning_rate and go on from the "
+                "last checkpoint with --resume"
+            )
+
+    def _loss_of_a_batch(self) -> Tensor:
+        count = self.schedule.batch
+        if self.stock is not None:
+            return self._far(*self.stock.draw(count, self.schedule.patch // self.recipe.scale))
+        return self.loss(self._wholes(-(-count // _CUTS) if self.schedule.whole else count))
+
+    @contextmanager
+    def _watching(self, wanted: bool) -> Iterator[None]:
+        if self.reviver is None or not wanted:
+            yield
+        else:
+            with self._uncompiled(), self.reviver.watching():
+                yield
+
+    def _uncompiled(self) -> AbstractContextManager[Any]:
+        """Without torch.compile's kernels, which are for one size and call no hooks."""
+        if not self.schedule.compile:
+            return nullcontext()
+        eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return eager
 
     def validate(self) -> float:
         """Mean RGB PSNR (dB) of the averaged weights over the held-out crops, LR rounded.
@@ -378,7 +415,7 @@ class _Trainer:
         self._put(self.average)
         total = 0.0
         self.shown = []
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self._autocast(), self._uncompiled():
             for image in self.held_out:
                 big = image.to(self.device, memory_format=torch.channels_last)
                 small = self.downscaler(big).float().clamp(0, 1).mul(255).round().div(255)
@@ -399,6 +436,7 @@ class _Trainer:
             network.load_state_dict(own)
 
     def save(self, path: Path) -> None:
+        self.confirm()
         state = {
             "recipe": asdict(self.recipe),
             "weights": self._weights(),

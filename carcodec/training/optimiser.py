@@ -27,22 +27,23 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            # together: a GPU waits for small products
-            alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+            # together: a GPU waits for small products, and for being told of each
+            alike: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]] = {}
             for p in group["params"]:
                 if p.grad is None:
                     continue
                 state = self.state[p]
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
-                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
-                alike.setdefault(p.shape, []).append((p, update))
-            for shape, pairs in alike.items():
-                updates = _orthogonalise(torch.stack([update for _, update in pairs]))
+                alike.setdefault(p.shape, []).append((p, p.grad, state["momentum"]))
+            for shape, found in alike.items():
+                members, grads, momenta = map(list, zip(*found, strict=True))
+                torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+                mixed = torch._foreach_lerp(grads, momenta, group["momentum"])
+                updates = _orthogonalise(torch.stack([m.flatten(1) for m in mixed]))
                 updates *= 0.2 * max(updates.shape[1:]) ** 0.5
-                for (p, _), update in zip(pairs, updates, strict=True):
-                    p.add_(update.reshape(shape), alpha=-group["lr"])
+                steps = list(updates.reshape(-1, *shape).unbind())
+                torch._foreach_add_(members, steps, alpha=-group["lr"])
 
 
 def _orthogonalise(matrices: Tensor) -> Tensor:
@@ -50,10 +51,12 @@ def _orthogonalise(matrices: Tensor) -> Tensor:
     tall = matrices.shape[1] > matrices.shape[2]
     x: Tensor = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    if x.is_cuda:  # as its authors have it: the steps forgive what is lost
+        x = x.bfloat16()
     for _ in range(5):
         square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).float()
 
 
 def build_optimisers(

@@ -35,27 +35,28 @@ class Schedule:
     and bicubic LR, ``soft_round`` is alpha of eq. 7.
 
     ``codec`` trains for that storage codec: LR passes through its proxy at a quality drawn between
-    ``quality_low`` and ``quality_high`` for each sample, and the loss becomes distortion plus
-    ``rate`` times bits (see :meth:`.loop._Trainer.loss`). With ``real`` the codec itself gives LR
-    back, and the proxy only its gradient and the bits; with a ``downscaler_rate`` of 0 as well, the
-    upscaler learns alone. ``whole`` is for such upscalers: the codec is given so many HR pixels a
-    side, and patches are cut from what it gives back, as it shares bits out over a photo and not
-    over a patch. ``stock`` holds so many of them and draws from them again, while processes, on all
-    cores but one, code the next: for codecs that take longer than the networks. ``told`` is what
-    the upscaler is told, the codec's own ``quality`` or the ``step`` that it came to
-    (:mod:`carcodec.coarseness`), for codecs whose quality is that of the whole image. ``bounds``
-    weighs an L1 distance of LR from [0, 1]. ``lossless`` adds ``rate`` times the bits that lossless
-    storage would take to the plain loss. ``tint`` weighs, without a lossy codec, squared errors of
-    colour that remain over 8 x 8 pixels, 1 as ``mse`` does: networks that hide detail in colour
-    give it back as a tint in fine patterns. ``decimate`` is the share of patches that are every
-    second pixel of a photo, aliases and all, where such patterns abound. ``ssim`` weighs log(1 -
-    SSIM) of luma beside the logarithm of the MSE, where the upscaler learns alone with the real
-    codec; it is the mean over ``ssim_scales`` sizes, each half the one before. ``revive`` is after
-    how many steps features that were never positive start again (:mod:`.revive`), through the first
-    two thirds of the training; 0 is never. ``bf16`` computes in bfloat16 where the device does that
-    in hardware, ``fp16`` in half precision with a scaled loss, for GPUs without bfloat16.
-    ``compile`` has torch.compile fuse the networks, which takes a minute to begin with and pays on
-    a GPU.
+    ``quality_low`` and ``quality_high`` for each sample, all alike or, with a ``quality_mode``,
+    that one most often and those at both ends hardly (a triangular distribution), and the loss
+    becomes distortion plus ``rate`` times bits (see :meth:`.loop._Trainer.loss`). With ``real`` the
+    codec itself gives LR back, and the proxy only its gradient and the bits; with a
+    ``downscaler_rate`` of 0 as well, the upscaler learns alone. ``whole`` is for such upscalers:
+    the codec is given so many HR pixels a side, and patches are cut from what it gives back, as it
+    shares bits out over a photo and not over a patch. ``stock`` holds so many of them and draws
+    from them again, while processes, on all cores but one or two, code the next: for codecs that
+    take longer than the networks. ``told`` is what the upscaler is told, the codec's own
+    ``quality`` or the ``step`` that it came to (:mod:`carcodec.coarseness`), for codecs whose
+    quality is that of the whole image. ``bounds`` weighs an L1 distance of LR from [0, 1].
+    ``lossless`` adds ``rate`` times the bits that lossless storage would take to the plain loss.
+    ``tint`` weighs, without a lossy codec, squared errors of colour that remain over 8 x 8 pixels,
+    1 as ``mse`` does: networks that hide detail in colour give it back as a tint in fine patterns.
+    ``decimate`` is the share of patches that are every second pixel of a photo, aliases and all,
+    where such patterns abound. ``ssim`` weighs log(1 - SSIM) of luma beside the logarithm of the
+    MSE, where the upscaler learns alone with the real codec; it is the mean over ``ssim_scales``
+    sizes, each half the one before. ``revive`` is after how many steps features that were never
+    positive start again (:mod:`.revive`), through the first two thirds of the training; 0 is never.
+    ``bf16`` computes in bfloat16 where the device does that in hardware, ``fp16`` in half precision
+    with a scaled loss, for GPUs without bfloat16. ``compile`` has torch.compile fuse the networks,
+    which takes a minute to begin with and pays on a GPU.
     """
 
     batch: int = 16
@@ -78,6 +79,7 @@ class Schedule:
     codec: str = ""
     quality_low: float = 10.0
     quality_high: float = 90.0
+    quality_mode: float = 0.0
     rate: float = 0.1155
     real: bool = False
     whole: int = 0
@@ -209,6 +211,11 @@ def load_recipe(path: Path) -> Recipe:
         )
     if not 0 <= recipe.training.quality_low <= recipe.training.quality_high <= 100:
         raise RecipeError(f"{path} [training]: qualities must be ordered and from 0 to 100")
+    mode = recipe.training.quality_mode
+    if mode and not recipe.training.quality_low <= mode <= recipe.training.quality_high:
+        raise RecipeError(
+            f"{path} [training]: quality_mode must be between quality_low and quality_high, or 0"
+        )
     for part in ("downscaler", "upscaler"):
         network = getattr(recipe, part)
         try:  # what the network itself has to say about its options

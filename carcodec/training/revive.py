@@ -8,7 +8,8 @@ anew, and what reads it is set to zero, so that the network goes on from what it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,7 +43,18 @@ class Reviver:
                     self.blocks[name] = block
                     weight = block.first.weight.detach()
                     self.most[name] = weight.new_full((len(weight),), -torch.inf)
-                    block.first.register_forward_hook(self._watch(name))
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """What the networks compute meanwhile counts, unless torch.compile's kernels do it."""
+        hooks = [
+            b.first.register_forward_hook(self._watch(name)) for name, b in self.blocks.items()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _watch(self, name: str) -> Any:
         def hook(layer: nn.Module, given: tuple[Tensor], found: Tensor) -> None:
@@ -60,7 +72,9 @@ class Reviver:
         seed: int,
         world: World | None = None,
     ) -> int:
-        """Start again what was never positive since the last call; returns how many features.
+        """Start again what was not once positive while watched since the last call.
+
+        Nothing is where nothing was watched. Returns how many features.
 
         Args:
             average: the averaged weights, by name, changed likewise.
@@ -75,7 +89,8 @@ class Reviver:
                 world.mean([alive])
             dead = alive == 0
             self.most[name].fill_(-torch.inf)
-            if not dead.any() or name not in self.seen:
+            given = self.seen.pop(name, None)
+            if not dead.any() or given is None:
                 continue
             count += int(dead.sum())
             first, second = block.first, block.second
@@ -86,7 +101,7 @@ class Reviver:
                 drawn = torch.randn(first.weight.shape, generator=generator).to(first.weight)
                 drawn *= (typical / drawn.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
                 # centred on what it sees now, so that half of it is positive
-                middle = functional.conv2d(self.seen[name].float(), drawn, padding=1)
+                middle = functional.conv2d(given.float(), drawn, padding=1)
                 offset = -middle.mean((0, 2, 3))
                 if world is not None:
                     world.mean([offset])

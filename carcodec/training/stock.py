@@ -39,7 +39,8 @@ class Stock:
         codec: its name.
         told: see :attr:`.recipe.Schedule.told`.
         random: draws patches.
-        processes: that code, one for each core but one if it is left out.
+        processes: that code; one for each core but one, or two where a GPU is to be kept busy, if
+            it is left out.
     """
 
     def __init__(
@@ -58,7 +59,8 @@ class Stock:
         self.wholes, self.shrunk, self.qualities = wholes, shrunk, qualities
         self.random, self.device = random, device
         self.coded = 0  # so far
-        self._processes = processes or max(1, _cores() - 1)
+        kept = 2 if device.type == "cuda" else 1  # one tells it what to do, one of gradients
+        self._processes = processes or max(1, _cores() - kept)
         # not forked: the parent's threads, CUDA's too, would not be there
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(self._processes, context, coding.begin)
