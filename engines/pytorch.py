@@ -64,7 +64,8 @@ def load(card: ModelCard, side: str, threads: int = 0, options: tuple[str, ...] 
     if "compile" in options:
         _compile(module)
     if torch.cuda.is_available():
-        return _on_gpu(module, card, side, precision)
+        here = torch.device("cuda", torch.cuda.current_device())
+        return _on_gpu(module, card, side, precision, here)
     if threads:
         torch.set_num_threads(threads)
 
@@ -125,28 +126,55 @@ def _check(run: Network, card: ModelCard, side: str, precision: torch.dtype | No
 
 
 def _on_gpu(
-    module: torch.nn.Module, card: ModelCard, side: str, precision: torch.dtype | None
+    module: torch.nn.Module,
+    card: ModelCard,
+    side: str,
+    precision: torch.dtype | None,
+    device: torch.device,
 ) -> Network:
-    device = torch.device("cuda", torch.cuda.current_device())
     count = plans.batch(card, side, plugin=True)
     try:
         if precision is not None:
-            asked = Pipeline(module, device, side, count, precision)
-            _check(asked, card, side, precision)
-            return asked
+            asked = [Pipeline(module, device, side, count, precision)]
+            if precision == torch.float16:
+                asked = list(_in_half(module, device, card, side, count))
+            for one in asked[:-1]:
+                if not _wrong(one, card, side):
+                    return one
+            _check(asked[-1], card, side, precision)
+            return asked[-1]
         whole = Pipeline(module, device, side, count, rounded=card.downscaler.steps == 1)
-        if plans.may_halve(card, side):
-            half = Pipeline(module, device, side, count, torch.float16)
-            reason = guard.refusal(half, card, side)
-            if not reason:
+        for half in _in_half(module, device, card, side, count):
+            if not (reason := _wrong(half, card, side)):
                 return half
-            log.warning("float16 is not taken for the %s of %s: %s", side, card.name, reason)
+            kind = " with fused kernels" if half.folded else ""
+            log.warning(
+                "float16%s is not taken for the %s of %s: %s", kind, side, card.name, reason
+            )
         if reason := guard.refusal(whole, card, side):
             raise EngineError(f"PyTorch on {device}, the {side} of {card.name}: {reason}")
     except RuntimeError as error:  # not even the weights fit
         text = " ".join(str(error).split())
         raise EngineError(f"PyTorch cannot run {card.name} on {device}: {text}") from error
     return whole
+
+
+def _in_half(
+    module: torch.nn.Module, device: torch.device, card: ModelCard, side: str, count: int
+) -> Iterator[Pipeline]:
+    """An upscaler in float16, the fastest way first: not every cuDNN has all that it takes."""
+    if not plans.may_halve(card, side):
+        return
+    if isinstance(module, car.EDSR) and not _compiled(module):
+        yield Pipeline(module, device, side, count, torch.float16, folded=True)
+    yield Pipeline(module, device, side, count, torch.float16)
+
+
+def _wrong(run: Network, card: ModelCard, side: str) -> str:
+    try:
+        return guard.refusal(run, card, side)
+    except EngineError as error:
+        return str(error)
 
 
 class Pipeline:
@@ -162,6 +190,7 @@ class Pipeline:
         batch: how many tiles are computed at once.
         precision: what an upscaler computes in.
         rounded: ``False`` for a step of a downscaler that recurs: it leaves LR as it is.
+        folded: run an EDSR as :mod:`carcodec.engines.folded` does.
     """
 
     def __init__(
@@ -172,11 +201,12 @@ class Pipeline:
         batch: int,
         precision: torch.dtype = torch.float32,
         rounded: bool = True,
+        folded: bool = False,
     ) -> None:
         self.module, self.device, self.side = module.to(device), device, side
         self.batch, self.precision, self.rounded = batch, precision, rounded
         self.folded: Folded | None = None
-        if isinstance(module, car.EDSR) and not _compiled(module) and precision != torch.float32:
+        if folded and isinstance(module, car.EDSR):
             self.folded = Folded(module, precision)
 
     def __call__(self, image: Block, quality: float = 1.0) -> Block:

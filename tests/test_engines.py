@@ -151,7 +151,7 @@ def test_pytorch_in_batches_is_pytorch(name: str, side: str, half: bool) -> None
     one = engines.load("pytorch", card, side, 1)
     precision = torch.float16 if half else torch.float32
     network = pytorch.network(card, side)
-    many = pytorch.Pipeline(network, torch.device("cpu"), side, 2, precision)
+    many = pytorch.Pipeline(network, torch.device("cpu"), side, 2, precision, folded=half)
     assert isinstance(many, engines.Pipelined)
     found = list(engines.over(many, iter(tiles), 0.4))
     assert [f.shape for f in found] == [one(t, 0.4).shape for t in tiles]
@@ -180,6 +180,51 @@ def test_a_folded_network_computes_the_same(name: str, residual: float) -> None:
         with torch.inference_mode():
             wanted = network(image, torch.full((2,), quality))
         assert (whole(image, quality) - wanted).abs().max() < 1e-5
+
+
+def test_a_gpu_takes_the_fastest_that_is_right(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from carcodec.engines import folded, pytorch
+
+    def chosen(name: str, side: str = "upscaler", asked: torch.dtype | None = None) -> Any:
+        caplog.clear()
+        card = zoo.find(name)
+        network = pytorch.network(card, side)
+        return pytorch._on_gpu(network, card, side, asked, torch.device("cpu"))
+
+    with caplog.at_level("WARNING", "carcodec"):
+        best = chosen("tiny-x2")
+        assert best.folded and best.precision == torch.float16 and not caplog.records
+        other = chosen("srcnn-bicubic-x3")
+        assert other.folded is None and other.precision == torch.float16 and not caplog.records
+        assert chosen("tiny-x2", "downscaler").precision == torch.float32 and not caplog.records
+        assert chosen("tiny-x2", asked=torch.float16).folded
+        whole = chosen("tiny-x2", asked=torch.float32)
+        assert whole.folded is None and whole.precision == torch.float32
+
+        def lacking(*given: object) -> torch.Tensor:
+            raise RuntimeError("cuDNN cannot do\nthat")
+
+        monkeypatch.setattr(folded, "_rectified", lacking)
+        assert chosen("tiny-x2", asked=torch.float16).folded is None
+        plain = chosen("tiny-x2")
+        assert plain.folded is None and plain.precision == torch.float16
+        (record,) = caplog.records
+        assert record.getMessage() == (
+            "float16 with fused kernels is not taken for the upscaler of tiny-x2: PyTorch failed "
+            "on cpu: cuDNN cannot do that"
+        )
+        monkeypatch.setattr(guard, "LEAST", 115.0)
+        with pytest.raises(EngineError, match="PyTorch in float16, the upscaler of tiny-x2: its"):
+            chosen("tiny-x2", asked=torch.float16)
+        assert chosen("tiny-x2").precision == torch.float32
+        assert [r.getMessage().partition(" is not")[0] for r in caplog.records] == [
+            "float16 with fused kernels",
+            "float16",
+        ]
 
 
 @pytest.mark.parametrize("name", ["car-x2-avif", "car-x1-avif", "tad-x2", "tad-grey", "rrnet-x3"])
