@@ -52,9 +52,10 @@ def _likeness(x: Tensor, y: Tensor) -> Tensor:
 @cache
 def _blur(size: int, device: torch.device) -> Tensor:
     """SSIM's Gaussian window along a line, as a matrix: ``(size - 10, size)``."""
-    window = torch.signal.windows.gaussian(_WINDOW, std=_SIGMA, device=device)
-    lines = torch.eye(size, device=device)[:, None]
-    return functional.conv1d(lines, (window / window.sum())[None, None])[:, 0].mT.contiguous()
+    window = torch.signal.windows.gaussian(_WINDOW, std=_SIGMA)
+    lines = torch.eye(size)[:, None]  # on the CPU: on a GPU convolutions round to TF32
+    found = functional.conv1d(lines, (window / window.sum())[None, None])[:, 0]
+    return found.mT.contiguous().to(device)
 
 
 def tint(error: Tensor) -> Tensor:

@@ -72,9 +72,9 @@ class Reviver:
         seed: int,
         world: World | None = None,
     ) -> int:
-        """Start again what was not once positive while watched since the last call.
+        """Start again what was never positive while watched since the last call.
 
-        Nothing is where nothing was watched. Returns how many features.
+        Where nothing was watched nothing is. Returns how many features.
 
         Args:
             average: the averaged weights, by name, changed likewise.
