@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from carcodec.training import coding
+from carcodec.training.recipe import SSIM_WINDOW
 
 __all__ = ["structure", "through", "tint"]
 
-_WINDOW, _SIGMA = 11, 1.5  # pixels
+_SIGMA = 1.5  # pixels, of the window
 _STABLE = 0.01**2, 0.03**2
 
 
@@ -52,7 +53,7 @@ def _likeness(x: Tensor, y: Tensor) -> Tensor:
 @cache
 def _blur(size: int, device: torch.device) -> Tensor:
     """SSIM's Gaussian window along a line, as a matrix: ``(size - 10, size)``."""
-    window = torch.signal.windows.gaussian(_WINDOW, std=_SIGMA)
+    window = torch.signal.windows.gaussian(SSIM_WINDOW, std=_SIGMA)
     lines = torch.eye(size)[:, None]  # on the CPU: on a GPU convolutions round to TF32
     found = functional.conv1d(lines, (window / window.sum())[None, None])[:, 0]
     return found.mT.contiguous().to(device)

@@ -109,7 +109,7 @@ class Recipe:
     training: Schedule = field(default_factory=Schedule)
 
 
-SSIM_WINDOW = 11  # pixels, the Gaussian window of pytorch-msssim
+SSIM_WINDOW = 11  # pixels, SSIM's Gaussian window
 CODECS = ("", "avif", "webp", "jpeg2000", "lossless")
 
 
