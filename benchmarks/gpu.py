@@ -5,9 +5,10 @@
 
 "of the floor" is the share of the time that reading weights, offsets and photo once and writing LR
 once would take at the bandwidth of a device-to-device copy measured in the same run. "resident"
-times the network alone on tiles that are on the GPU already, "encode" and "decode" downscaling and
-upscaling one photo, from memory to memory; "photos" the whole way of decoding several at a
-time, LR codec included, and "LR codec" that codec's part of it alone.
+times the network alone on tiles that are on the GPU already, in each way that PyTorch has of
+running it (docs/GPU.md; what is taken is marked), "encode" and "decode" downscaling and upscaling
+one photo, from memory to memory; "photos" the whole way of decoding several at a time, LR codec
+included, and "LR codec" that codec's part of it alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,7 +26,10 @@ from rich.table import Table
 from speed import PHOTO, load
 
 from carcodec import codec, container, engines, zoo
-from carcodec.engines import plans, pytorch
+from carcodec.engines import pytorch
+from carcodec.plugins import convolution
+from carcodec.plugins.convolution import pytorch as tensor_cores
+from carcodec.plugins.driver import DriverError
 from carcodec.plugins.resampler import pytorch as fused
 
 _IN_A_ROW = 5  # runs, so that each is launched while the one before is computed
@@ -84,6 +89,70 @@ def resampler(console: Console, repeat: int) -> None:
     console.print(table)
 
 
+def convolutions(console: Console, repeat: int) -> None:
+    """A residual block's two convolutions, each with what goes along with it."""
+    title = "3×3 convolutions in half precision, a megapixel of features"
+    table = Table(
+        "features", "by", "with ReLU, ms", "TFLOP/s", "with sum, ms", "TFLOP/s", title=title
+    )
+    for count in convolution.FEATURES:
+        features, before = (
+            torch.rand(1, count, 1024, 1024, dtype=torch.half, device="cuda").to(
+                memory_format=torch.channels_last
+            )
+            for _ in range(2)
+        )
+        weights = torch.randn(count, count, 3, 3, dtype=torch.half, device="cuda") / 50
+        weights = weights.to(memory_format=torch.channels_last)
+        bias = torch.zeros(count, device="cuda")
+        plain = torch.nn.functional.conv2d
+        ways = {
+            "cuDNN": (
+                lambda: torch.cudnn_convolution_relu(
+                    features, weights, bias.half(), (1, 1), (1, 1), (1, 1), 1  # noqa: B023
+                ),
+                lambda: plain(features, weights, None, 1, 1).add_(before),  # noqa: B023
+            )
+        }  # fmt: skip
+        try:
+            kernel = tensor_cores.kernel(count, torch.device("cuda", 0))
+        except DriverError as error:
+            console.print(str(error))
+        else:
+            ours = tensor_cores.arranged(weights)
+            ways["carcodec"] = (
+                lambda: kernel(features, ours, bias),  # noqa: B023
+                lambda: kernel(features, ours, bias, before),  # noqa: B023
+            )
+        for name, both in ways.items():
+            work = 2 * 9 * count**2 * 1024**2 / 1e12
+            took = [seconds(one, repeat) for one in both]
+            cells = [c for t in took for c in (f"{1000 * t:.3f}", f"{work / t:.0f}")]
+            table.add_row(str(count), name, *cells)
+    console.print(table)
+
+
+def resident(card: zoo.ModelCard, repeat: int) -> str:
+    """MP/s of the upscaler alone, in each of PyTorch's ways."""
+    taken = pytorch.load(card, "upscaler")
+    if not isinstance(taken, pytorch.Pipeline):
+        return "–"
+    module, device = pytorch.network(card, "upscaler"), torch.device("cuda", 0)
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    make = partial(pytorch.Pipeline, module, device, "upscaler", 1)
+    found = []
+    ways = {kind.removeprefix(" with "): one for one, kind in pytorch.fused(make, module, device)}
+    ways["autocast"] = make(torch.float16)
+    side = taken.window or 512
+    tile = torch.rand(1, 3, side, side, device="cuda").to(memory_format=torch.channels_last)
+    for kind, one in ways.items():
+        took = seconds(lambda: one.computed(tile, 0.5), repeat)  # noqa: B023
+        same = type(one.folded) is type(taken.folded) and one.kernel is taken.kernel
+        mark = "*" if same else ""
+        found.append(f"{kind}{mark} {(side * card.scale) ** 2 / 1e6 / took:.0f}")
+    return "\n".join(found)
+
+
 def networks(
     console: Console, names: list[str], wanted: list[str], megapixels: float, repeat: int
 ) -> None:
@@ -98,15 +167,7 @@ def networks(
         for engine in wanted:
             small = codec.downscale(photo, card, engine)
             quality = 50 if card.storage else None
-            resident = "–"
-            if engine == "pytorch":
-                network = pytorch.load(card, "upscaler")
-                if isinstance(network, pytorch.Pipeline):
-                    count = plans.batch(card, "upscaler", True)
-                    tiles = torch.rand(count, 3, 512, 512, device="cuda")
-                    tiles = tiles.contiguous(memory_format=torch.channels_last)
-                    took = seconds(lambda: network._computed(tiles, 0.5), repeat)  # noqa: B023
-                    resident = f"{count * (512 * card.scale) ** 2 / 1e6 / took:.0f}"
+            alone = resident(card, repeat) if engine == "pytorch" else "–"
             times = []
             for action in (
                 lambda: codec.downscale(photo, card, engine),  # noqa: B023
@@ -125,7 +186,7 @@ def networks(
                 with ThreadPoolExecutor(engines.at_once(engine)) as pool:
                     list(pool.map(decode, [file] * 16))
                 times.append(16 * area / (time.perf_counter() - start))
-            table.add_row(name, engine, resident, *(f"{t:.0f}" for t in times))
+            table.add_row(name, engine, alone, *(f"{t:.0f}" for t in times))
     console.print(table)
 
 
@@ -140,6 +201,7 @@ def main() -> None:
         raise SystemExit("there is no GPU that PyTorch can use")
     console = Console()
     resampler(console, arguments.repeat)
+    convolutions(console, arguments.repeat)
     found = [e for e in engines.available() if e in (*engines.ON_GPU, "pytorch")]
     wanted = arguments.engines or found
     networks(console, arguments.models, wanted, arguments.megapixels, arguments.repeat)

@@ -44,6 +44,7 @@ MAX_PIXELS = 2**30  # HR pixels; more is refused before anything is allocated
 
 Report = Callable[[float], None]
 Region = tuple[int, int, int, int]
+_Over = Callable[[Iterator[Any]], Iterator[Any]]
 
 
 def _quiet(share: float) -> None:
@@ -354,7 +355,7 @@ def downscale(
     small = np.empty((lr_height, lr_width, 3)[: 2 + channels // 3], np.uint8)
     peak = np.float32(65535 if colour.dtype == np.uint16 else 255)
     step = card.step("downscaler")
-    over, levelled = _over(step, "downscaler", engine, threads, card.downscaler.steps, colour)
+    over, levelled, _ = _over(step, "downscaler", engine, threads, card.downscaler.steps, colour)
 
     def read(rows: slice, columns: slice) -> NDArray[Any]:
         part = taken(colour, rows, columns)
@@ -370,9 +371,9 @@ def downscale(
         levels = levels[:, : target.shape[0], : target.shape[1]]
         target[...] = levels.transpose(1, 2, 0) if target.ndim == 3 else levels[0]
 
-    with _TURN if levelled else contextlib.nullcontext():
+    with _in_turn(over) if levelled else contextlib.nullcontext(over) as taking:
         tiling.run(
-            over,
+            taking,
             padded,
             _multiple(card.downscaler.halo),
             _multiple(max(tile or step.window, 2 * card.downscaler.halo + 4)),
@@ -413,7 +414,7 @@ def upscale(
     channels = channels or (3 if small.ndim == 3 else 1)
     told = 1.0 if quality is None else quality / 100
     steps = card.upscaler.steps
-    over, levelled = _over(
+    over, levelled, window = _over(
         step, "upscaler", engine, threads, steps, small, told, int(peak), channels
     )
     shape = (height, width, 3)[: 2 + channels // 3]
@@ -434,12 +435,12 @@ def upscale(
             levels = np.clip(scaled, 0, peak, out=scaled).astype(colour.dtype)
         target[...] = levels.transpose(1, 2, 0) if target.ndim == 3 else levels[0]
 
-    with _TURN if levelled else contextlib.nullcontext():
+    with _in_turn(over) if levelled else contextlib.nullcontext(over) as taking:
         tiling.run(
-            over,
+            taking,
             padded,
             card.upscaler.halo,
-            _multiple(max(tile or 512 * stride, 2 * card.upscaler.halo + 1), stride),
+            _multiple(max(tile or window or 512 * stride, 2 * card.upscaler.halo + 1), stride),
             read,
             write,
             steps=steps,
@@ -626,23 +627,42 @@ def _over(
     quality: float = 1.0,
     peak: int = 255,
     channels: int = 3,
-) -> tuple[Callable[[Iterator[Any]], Iterator[Any]], bool]:
+) -> tuple[_Over, bool, int]:
     """The network, over an image's tiles, and whether it takes and gives levels, and not floats.
 
-    Between several steps there are floats.
+    Beside them the side of the tiles that it would have, 0 for the usual. Between several steps
+    there are floats.
     """
     from carcodec import engines
 
     network = _network(card, side, engine, threads)
+    window = getattr(network, "window", 0)
     direct = steps == 1 and isinstance(network, engines.Levelled)
     if not direct or not network.takes(image[:1, :1], peak, channels):
-        return (lambda tiles: engines.over(network, tiles, quality)), False
+        return (lambda tiles: engines.over(network, tiles, quality)), False, window
 
     def levels(tiles: Iterator[Any]) -> Iterator[Any]:
         for result in network.levels(tiles, quality, peak, channels):
             yield result.transpose(2, 0, 1)[None]  # planes, as floats are
 
-    return levels, True
+    return levels, True, window
+
+
+@contextlib.contextmanager
+def _in_turn(over: _Over) -> Iterator[_Over]:
+    """``over``, for one photo at a time.
+
+    Two at once would be coded at once, too, and leave the GPU idle then. The next one's turn is
+    when this one's last tile is taken: its results are still to come.
+    """
+    with contextlib.ExitStack() as turn:
+        turn.enter_context(_TURN)
+
+        def handed(tiles: Iterator[Any]) -> Iterator[Any]:
+            yield from tiles
+            turn.close()
+
+        yield lambda tiles: over(handed(tiles))
 
 
 def _network(card: zoo.ModelCard, side: str, engine: str, threads: int) -> Any:
@@ -659,7 +679,6 @@ def _network(card: zoo.ModelCard, side: str, engine: str, threads: int) -> Any:
 
 
 _LOADING = threading.Lock()
-# One photo at a time has the GPU: two at once would be coded at once, too, and leave it idle then.
 _TURN = threading.Lock()
 _NETWORKS: dict[tuple[str, str, str, str, int], Any] = {}
 

@@ -2,7 +2,8 @@
 
 cuDNN's convolutions took four tenths of the time of a network in float16. The rest went to reading
 features and writing them back: once to add a bias, again for the ReLU, for the gain that a quality
-sets, and for the sum.
+sets, and for the sum. :mod:`carcodec.plugins.convolution` takes all of these along, for the numbers
+of features that it knows.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from carcodec.networks import car
 from carcodec.networks.blocks import edges
+from carcodec.plugins.convolution.pytorch import Kernel, arranged
 
 __all__ = ["Folded"]
 
 _MORE = 8  # features: tensor cores take them by eights
+_KEPT = 8  # qualities whose weights are kept
+_Block = tuple[Tensor, ...]
 
 
 class Folded:
@@ -31,11 +35,14 @@ class Folded:
     Args:
         network: on the device where it is to run.
         precision: what it computes in.
+        kernel: what computes the blocks' convolutions, in half precision, instead of cuDNN.
     """
 
-    def __init__(self, network: car.EDSR, precision: torch.dtype) -> None:
-        self.network, self.precision = network, precision
-        self._made: tuple[float, list[tuple[Tensor, Tensor, Tensor]]] | None = None
+    def __init__(
+        self, network: car.EDSR, precision: torch.dtype, kernel: Kernel | None = None
+    ) -> None:
+        self.network, self.precision, self.kernel = network, precision, kernel
+        self._made: dict[float, list[_Block]] = {}
         ends: Any = (network.head, network.tail, network.skip)
         self._head, self._tail, self._skip = (
             (self._cast(layer.weight), self._cast(layer.bias)) for layer in ends
@@ -45,42 +52,69 @@ class Folded:
         kind = torch.channels_last if weights.ndim == 4 else torch.contiguous_format
         return weights.detach().to(self.precision, memory_format=kind)
 
-    def _blocks(self, quality: float) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """For each block the first convolution's weights and bias, and the second's weights."""
-        made = self._made
-        if made is not None and made[0] == quality:
-            return made[1]
-        found = []
-        for part, gain in zip(self.network.body, _gains(self.network, quality), strict=True):
-            block: Any = part
-            first, second = block.first, block.second
-            width = len(first.weight)
-            weight = first.weight.new_zeros(width + _MORE, *first.weight.shape[1:])
-            weight[:width] = first.weight
-            bias = weight.new_zeros(width + _MORE)
-            bias[:width], bias[width] = first.bias, 1
-            reader = weight.new_zeros(width, width + _MORE, 3, 3)
-            reader[:, :width] = second.weight
-            reader[:, width, 1, 1] = second.bias
-            reader *= (block.residual_scale * gain).view(-1, 1, 1, 1)
-            found.append((self._cast(weight), self._cast(bias), self._cast(reader)))
-        self._made = quality, found
-        return found
+    def _blocks(self, quality: float) -> list[_Block]:
+        """Each block's weights and biases, as what computes it takes them."""
+        if quality not in self._made:
+            if len(self._made) == _KEPT:
+                del self._made[next(iter(self._made))]
+            make = self._for_cudnn if self.kernel is None else self._for_kernel
+            body: Any = self.network.body
+            gains = _gains(self.network, quality)
+            self._made[quality] = [
+                make(block.first, block.second, block.residual_scale * gain)
+                for block, gain in zip(body, gains, strict=True)
+            ]
+        return self._made[quality]
+
+    def _for_cudnn(self, first: nn.Conv2d, second: nn.Conv2d, gain: Tensor) -> _Block:
+        """The first convolution's weights and bias, and the second's weights."""
+        width = len(first.weight)
+        weight = first.weight.new_zeros(width + _MORE, *first.weight.shape[1:])
+        weight[:width] = first.weight
+        bias = weight.new_zeros(width + _MORE)
+        bias[:width], bias[width] = _bias(first), 1
+        reader = weight.new_zeros(width, width + _MORE, 3, 3)
+        reader[:, :width] = second.weight
+        reader[:, width, 1, 1] = _bias(second)
+        reader *= gain.view(-1, 1, 1, 1)
+        return self._cast(weight), self._cast(bias), self._cast(reader)
+
+    def _for_kernel(self, first: nn.Conv2d, second: nn.Conv2d, gain: Tensor) -> _Block:
+        """Both convolutions' weights and biases."""
+        return (
+            arranged(first.weight), _bias(first),
+            arranged(second.weight * gain.view(-1, 1, 1, 1)), _bias(second) * gain,
+        )  # fmt: skip
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, quality: float) -> Tensor:
         """LR ``(N, 3, h, w)`` in [0, 1] to HR, as :meth:`.car.EDSR.forward` has it."""
         scale, stride = self.network.scale, self.network.stride
         x = functional.conv2d(self._cast(image - 0.5), *self._head, stride, 1)
-        y = x
-        for weight, bias, reader in self._blocks(quality):
-            z = _rectified(y, weight, bias)
-            y = functional.conv2d(z, reader, None, 1, 1).add_(y)
-        x = functional.conv2d(x + y, *self._tail, 1, 1)
+        x = functional.conv2d(self._body(x, quality).add_(x), *self._tail, 1, 1)
         around = functional.conv2d(self._cast(edges(image, 2)), *self._skip)
         if stride == 1:
             return functional.pixel_shuffle(x.add_(around), scale)
         return functional.pixel_shuffle(x, scale * stride) + functional.pixel_shuffle(around, scale)
+
+    def _body(self, x: Tensor, quality: float) -> Tensor:
+        if self.kernel is None:
+            y = x
+            for weight, bias, reader in self._blocks(quality):
+                z = _rectified(y, weight, bias)
+                y = functional.conv2d(z, reader, None, 1, 1).add_(y)
+            return y
+        x = x.contiguous(memory_format=torch.channels_last)
+        y, z, sums = x, torch.empty_like(x), torch.empty_like(x)
+        for weight, bias, reader, after in self._blocks(quality):
+            self.kernel(y, weight, bias, result=z)
+            y = self.kernel(z, reader, after, residual=y, result=sums)
+        return y
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    bias: Any = layer.bias
+    return bias.detach().float()  # type: ignore[no-any-return]
 
 
 def _gains(network: car.EDSR, quality: float) -> list[Tensor]:

@@ -22,13 +22,13 @@ from carcodec.errors import EngineError
 from carcodec.zoo import ModelCard, halves
 
 __all__ = [
-    "Library", "PlanRefusedError", "Profile", "batch", "build", "folder", "graph", "halved", "key",
-    "levelled", "may_halve", "plan", "profile",
+    "BATCH_PIXELS", "Library", "PlanRefusedError", "Profile", "batch", "build", "folder", "graph",
+    "halved", "key", "levelled", "may_halve", "plan", "profile",
 ]  # fmt: skip
 
 Profile = tuple[int, int, int]  # least, usual and largest side of the network's input
 RESAMPLER = "AdaptiveResample"
-_BATCH_PIXELS = 2**22  # HR pixels that go through a network at once, if there are tiles enough,
+BATCH_PIXELS = 2**22  # HR pixels that go through a network at once, if there are tiles enough,
 _BATCH = 8  # but no more tiles than this
 
 
@@ -76,7 +76,7 @@ def batch(card: ModelCard, side: str, plugin: bool) -> int:
     if side == "downscaler" and card.downscaler.family == "car" and not plugin:
         return 1  # the resampler's function is written for one photo
     usual = profile(card, side)[1] * (card.scale if side == "upscaler" else 1)
-    return int(min(max(1, _BATCH_PIXELS // usual**2), _BATCH))
+    return int(min(max(1, BATCH_PIXELS // usual**2), _BATCH))
 
 
 def may_halve(card: ModelCard, side: str) -> bool:

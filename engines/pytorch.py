@@ -6,8 +6,12 @@ Weights come from the ONNX initialisers.
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,9 +24,12 @@ from carcodec.engines import Network, batches, guard, log, plans
 from carcodec.engines.folded import Folded
 from carcodec.errors import EngineError, RecipeError
 from carcodec.networks import car, families, plain
+from carcodec.plugins.compiling import CompilingError
+from carcodec.plugins.convolution import pytorch as convolution
+from carcodec.plugins.driver import DriverError
 from carcodec.zoo import ModelCard, halves
 
-__all__ = ["Pipeline", "load", "network"]
+__all__ = ["Pipeline", "fused", "load", "network"]
 
 Block = NDArray[np.float32]
 _ON_THE_WAY = 2  # batches
@@ -133,24 +140,29 @@ def _on_gpu(
     device: torch.device,
 ) -> Network:
     count = plans.batch(card, side, plugin=True)
+    make = functools.partial(Pipeline, module, device, side, count)
     try:
-        if precision is not None:
-            asked = [Pipeline(module, device, side, count, precision)]
-            if precision == torch.float16:
-                asked = list(_in_half(module, device, card, side, count))
-            for one in asked[:-1]:
-                if not _wrong(one, card, side):
-                    return one
-            _check(asked[-1], card, side, precision)
-            return asked[-1]
-        whole = Pipeline(module, device, side, count, rounded=card.downscaler.steps == 1)
-        for half in _in_half(module, device, card, side, count):
-            if not (reason := _wrong(half, card, side)):
-                return half
-            kind = " with fused kernels" if half.folded else ""
-            log.warning(
-                "float16%s is not taken for the %s of %s: %s", kind, side, card.name, reason
-            )
+        if precision not in (None, torch.float16):
+            asked = make(precision)
+            _check(asked, card, side, precision)
+            return asked
+        if plans.may_halve(card, side):
+            right = []
+            for half, kind in fused(make, module, device):
+                if reason := _wrong(half, card, side):
+                    log.warning(_NOT_TAKEN, kind, side, card.name, reason)
+                else:
+                    right.append(half)
+            if right:
+                return right[0] if len(right) == 1 else min(right, key=_seconds)
+            plain = make(torch.float16)
+            if precision is not None:
+                _check(plain, card, side, precision)
+                return plain
+            if not (reason := _wrong(plain, card, side)):
+                return plain
+            log.warning(_NOT_TAKEN, "", side, card.name, reason)
+        whole = make(rounded=card.downscaler.steps == 1)
         if reason := guard.refusal(whole, card, side):
             raise EngineError(f"PyTorch on {device}, the {side} of {card.name}: {reason}")
     except RuntimeError as error:  # not even the weights fit
@@ -159,15 +171,31 @@ def _on_gpu(
     return whole
 
 
-def _in_half(
-    module: torch.nn.Module, device: torch.device, card: ModelCard, side: str, count: int
-) -> Iterator[Pipeline]:
-    """An upscaler in float16, the fastest way first: not every cuDNN has all that it takes."""
-    if not plans.may_halve(card, side):
+_NOT_TAKEN = "float16%s is not taken for the %s of %s: %s"
+
+
+def fused(
+    make: Callable[..., Pipeline], module: torch.nn.Module, device: torch.device
+) -> Iterator[tuple[Pipeline, str]]:
+    """An upscaler in float16 with fewer passes over its features: not every GPU has all it takes.
+
+    Beside each, how the log calls it.
+    """
+    if not isinstance(module, car.EDSR) or _compiled(module):
         return
-    if isinstance(module, car.EDSR) and not _compiled(module):
-        yield Pipeline(module, device, side, count, torch.float16, folded=True)
-    yield Pipeline(module, device, side, count, torch.float16)
+    if (kernel := _kernel(len(module.head.weight), device)) is not None:
+        yield make(torch.float16, folded=True, kernel=kernel), " with carcodec's own kernel"
+    yield make(torch.float16, folded=True), " with fused kernels"
+
+
+def _kernel(features: int, device: torch.device) -> convolution.Kernel | None:
+    if device.type != "cuda":
+        return None
+    try:
+        return convolution.kernel(features, device)
+    except (DriverError, CompilingError) as error:
+        log.info("cuDNN computes the upscaler's convolutions: %s", error)
+        return None
 
 
 def _wrong(run: Network, card: ModelCard, side: str) -> str:
@@ -175,6 +203,21 @@ def _wrong(run: Network, card: ModelCard, side: str) -> str:
         return guard.refusal(run, card, side)
     except EngineError as error:
         return str(error)
+
+
+def _seconds(pipeline: Pipeline) -> float:
+    """How long batches of the usual size take, so that what is fastest on this GPU is taken."""
+    side = 512 * getattr(pipeline.module, "stride", 1)
+    batch = torch.full((1, 3, side, side), 0.5, device=pipeline.device)
+    found = []
+    for _ in range(3):  # the first is to warm up
+        start = time.perf_counter()
+        for _ in range(3):
+            pipeline.computed(batch, 0.5)
+        if pipeline.device.type == "cuda":
+            torch.cuda.synchronize(pipeline.device)
+        found.append(time.perf_counter() - start)
+    return min(found)
 
 
 class Pipeline:
@@ -190,7 +233,12 @@ class Pipeline:
         batch: how many tiles are computed at once.
         precision: what an upscaler computes in.
         rounded: ``False`` for a step of a downscaler that recurs: it leaves LR as it is.
-        folded: run an EDSR as :mod:`carcodec.engines.folded` does.
+        folded: run an EDSR as :mod:`carcodec.engines.folded` does,
+        kernel: with that for its blocks.
+
+    Attributes:
+        window: side of an upscaler's tiles in LR pixels, 0 for the usual. Larger than a CPU's, so
+            that less is computed twice at their edges.
     """
 
     def __init__(
@@ -202,18 +250,25 @@ class Pipeline:
         precision: torch.dtype = torch.float32,
         rounded: bool = True,
         folded: bool = False,
+        kernel: convolution.Kernel | None = None,
     ) -> None:
         self.module, self.device, self.side = module.to(device), device, side
         self.batch, self.precision, self.rounded = batch, precision, rounded
         self.folded: Folded | None = None
+        self.kernel = kernel
         if folded and isinstance(module, car.EDSR):
-            self.folded = Folded(module, precision)
+            self.folded = Folded(module, precision, kernel)
+        self.window = 0
+        if isinstance(module, car.EDSR):
+            self.window = max(512 * module.stride, math.isqrt(plans.BATCH_PIXELS) // module.scale)
+            self.batch = max(1, plans.BATCH_PIXELS // (self.window * module.scale) ** 2)
 
     def __call__(self, image: Block, quality: float = 1.0) -> Block:
         return next(self.stream([image], quality))
 
     @torch.inference_mode()
-    def _computed(self, given: Tensor, quality: float) -> Tensor:
+    def computed(self, given: Tensor, quality: float) -> Tensor:
+        """The network's results for a batch on the device, float32."""
         if self.folded is not None:
             return self.folded(given, quality).float()
         given = given.contiguous(memory_format=torch.channels_last)
@@ -228,7 +283,7 @@ class Pipeline:
 
     def stream(self, tiles: Iterable[Block], quality: float = 1.0) -> Iterator[Block]:
         """See :class:`carcodec.engines.Pipelined`."""
-        return self._all(tiles, lambda given: self._computed(given, quality))
+        return self._all(tiles, lambda given: self.computed(given, quality))
 
     def takes(self, tile: NDArray[Any], peak: int = 255, channels: int = 3) -> bool:
         """See :class:`carcodec.engines.Levelled`."""
@@ -247,7 +302,7 @@ class Pipeline:
             planes = given[:, None] if given.ndim == 3 else given.permute(0, 3, 1, 2)
             most = 65535 if given.dtype == torch.uint16 else 255
             image = planes.float().div_(most).expand(-1, 3, -1, -1)
-            found = self._computed(image, quality)
+            found = self.computed(image, quality)
             found = found.mean(1, keepdim=True) if channels == 1 else found
             if self.side == "downscaler":  # halves to even, as numpy does
                 found = found.clamp(0, 1).mul(255).round()
@@ -262,17 +317,24 @@ class Pipeline:
         self, tiles: Iterable[NDArray[Any]], compute: Callable[[Tensor], Tensor]
     ) -> Iterator[NDArray[Any]]:
         there, back = self._streams()
-        waiting: deque[tuple[Tensor, Any]] = deque()
+        waiting: deque[Future[tuple[Tensor, Any]]] = deque()
         for together in batches(tiles, self.batch):
-            try:
-                waiting.append(self._started(together, compute, there, back))
-            except RuntimeError as error:  # the GPU is full, or fails
-                text = " ".join(str(error).split())
-                raise EngineError(f"PyTorch failed on {self.device}: {text}") from error
+            waiting.append(_worker().submit(self._started, together, compute, there, back))
             if len(waiting) > _ON_THE_WAY:
-                yield from _finished(*waiting.popleft())
+                yield from self._finished(waiting.popleft())
         while waiting:
-            yield from _finished(*waiting.popleft())
+            yield from self._finished(waiting.popleft())
+
+    def _finished(self, started: Future[tuple[Tensor, Any]]) -> Iterator[NDArray[Any]]:
+        try:
+            found, done = started.result()
+            if done is not None:
+                done.synchronize()
+        except RuntimeError as error:  # the GPU is full, or fails
+            text = " ".join(str(error).split())
+            raise EngineError(f"PyTorch failed on {self.device}: {text}") from error
+        for result in found.numpy():
+            yield result[None]
 
     def _streams(self) -> tuple[Any, Any]:
         if self.device.type != "cuda":
@@ -290,6 +352,8 @@ class Pipeline:
     ) -> tuple[Tensor, Any]:
         """Results on their way to the CPU, and the event that says when they are there."""
         apart = there is not None
+        if apart:
+            torch.cuda.set_device(self.device)  # of this thread
         given = torch.from_numpy(np.concatenate(together))
         with torch.cuda.stream(there) if apart else contextlib.nullcontext():
             source = (given.pin_memory() if apart else given).to(self.device, non_blocking=True)
@@ -311,8 +375,7 @@ class Pipeline:
         return found, done
 
 
-def _finished(found: Tensor, done: Any) -> Iterator[NDArray[Any]]:
-    if done is not None:
-        done.synchronize()
-    for result in found.numpy():
-        yield result[None]
+@functools.cache
+def _worker() -> ThreadPoolExecutor:
+    """The thread that starts all work: cuDNN makes its plans for each thread anew."""
+    return ThreadPoolExecutor(1, "carcodec-gpu")

@@ -7,7 +7,6 @@ import importlib.util
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernels_on_host import HostKernels, library
 from numpy.typing import NDArray
 from PIL import Image
 
 from carcodec.networks import car
-from carcodec.plugins import resampler
-from carcodec.plugins.resampler import compiling
-from carcodec.plugins.resampler.driver import Pointer
+from carcodec.plugins import compiling, convolution, driver, resampler
 
 HERE = Path(__file__).parent
 Array = NDArray[Any]
-DRIVER = """
-#include "cuda_on_host.hpp"
-#include "resampler.cu"
+ENTRY_POINTS = """
 #define FORWARD(NAME, T) extern "C" void run_##NAME(const int *grid, const int *block, \\
     const T *image, const T *weights, const T *offsets, int h, int w, int scale, int kernel, \\
     int convex, int quantise, T *small) { \\
@@ -53,19 +49,7 @@ extern "C" void run_carcodec_resample_backward_f32(const int *grid, const int *b
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The kernels as a library for the CPU."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++")
-    folder = tmp_path_factory.mktemp("host")
-    (folder / "driver.cpp").write_text(DRIVER)
-    includes = [f"-I{HERE}", f"-I{resampler.FOLDER}"]
-    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-w"]
-    done = subprocess.run(
-        [compiler, *flags, *includes, str(folder / "driver.cpp"), "-o", str(folder / "host.so")],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(folder / "host.so"))
+    return library(resampler.SOURCE, ENTRY_POINTS, tmp_path_factory.mktemp("host"))
 
 
 def run(
@@ -224,23 +208,6 @@ def test_gradients_are_those_of_float64_autograd(
         assert np.abs(ours - theirs.numpy()).max() < 2e-4 * max(1, float(theirs.abs().max()))
 
 
-class HostKernels:
-    """Launches the kernels' host versions: what PyTorch hands to the driver, run here."""
-
-    def __init__(self, host: ctypes.CDLL) -> None:
-        self.host = host
-        self.started: list[str] = []
-
-    def launch(
-        self, name: str, grid: Any, block: Any, stream: int, arguments: Sequence[int]
-    ) -> None:
-        self.started.append(name)
-        kinds = [ctypes.c_void_p if isinstance(a, Pointer) else ctypes.c_int for a in arguments]
-        sizes = [(ctypes.c_int * 3)(*three) for three in (grid, block)]
-        given = [kind(int(a)) for kind, a in zip(kinds, arguments, strict=True)]
-        getattr(self.host, f"run_{name}")(*sizes, *given)
-
-
 @pytest.mark.parametrize("convex", [False, True])
 @pytest.mark.parametrize(("scale", "kernel", "w"), [(2, 6, 10), (3, 9, 6), (4, 12, 7), (2, 3, 5)])
 def test_under_pytorch_it_is_the_reference_with_its_gradients(
@@ -313,8 +280,9 @@ def test_entries() -> None:
         resampler.entry("int8", 2, 6)
     kinds = ("float32", "float16")
     names = {resampler.entry(d, s, 3 * s).name for d in kinds for s in (2, 3, 4, 5)}
-    assert all(f"({name}, " in resampler.source() for name in names)
-    assert f" {resampler.backward_entry()[0]}(" in resampler.source()
+    source = resampler.SOURCE.read_text("utf-8")
+    assert all(f"({name}, " in source for name in names)
+    assert f" {resampler.backward_entry()[0]}(" in source
 
 
 ENTRIES = [
@@ -323,20 +291,38 @@ ENTRIES = [
 ]
 
 
-def test_the_shipped_ptx_is_that_of_the_source() -> None:
-    text = compiling.shipped().decode()
-    assert all(f".entry {name}(" in text for name in ENTRIES)
-    assert ".target sm_75" in text
+KERNELS = {
+    resampler: (ENTRIES, "sm_75", ["sm_75", "sm_86", "sm_90", "sm_120"]),
+    convolution: (["carcodec_convolve_48"], "sm_80", ["sm_80", "sm_90"]),
+}
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_the_shipped_ptx_is_that_of_the_source(kernels: Any) -> None:
+    entries, target, _ = KERNELS[kernels]
+    text = compiling.shipped(kernels.SOURCE).decode()
+    assert all(f".entry {name}(" in text for name in entries)
+    assert f".target {target}" in text
     version = next(line for line in text.splitlines() if line.startswith(".version"))
     assert float(version.split()[1]) <= 9.0  # what CUDA 13.0's drivers read
 
 
-@pytest.mark.parametrize("architecture", ["compute_75", "compute_90", "compute_120"])
-def test_nvrtc_compiles_without_a_gpu(architecture: str) -> None:
+def test_ptx_of_another_source_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "resampler.cu"
+    source.write_text(resampler.SOURCE.read_text("utf-8") + "\n")
+    source.with_suffix(".ptx").write_bytes(resampler.SOURCE.with_suffix(".ptx").read_bytes())
+    with pytest.raises(compiling.CompilingError, match=r"^resampler.ptx is not made from res"):
+        compiling.shipped(source)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("architecture", ["own", "compute_90", "compute_120"])
+def test_nvrtc_compiles_without_a_gpu(kernels: Any, architecture: str) -> None:
     if importlib.util.find_spec("cuda") is None:
         pytest.skip("cuda-bindings is not installed")
-    text = compiling.compiled(architecture).decode()
-    assert all(f".entry {name}(" in text for name in ENTRIES)
+    architecture = architecture.replace("own", kernels.ARCHITECTURE)
+    text = compiling.compiled(kernels.SOURCE, architecture).decode()
+    assert all(f".entry {name}(" in text for name in KERNELS[kernels][0])
     assert f".target {architecture.replace('compute', 'sm')}" in text
 
 
@@ -344,30 +330,30 @@ def test_nvrtcs_refusal_is_one_sentence() -> None:
     if importlib.util.find_spec("cuda") is None:
         pytest.skip("cuda-bindings is not installed")
     with pytest.raises(compiling.CompilingError, match=r"^NVRTC failed: .*gpu-architecture"):
-        compiling.compiled("compute_10")
+        compiling.compiled(resampler.SOURCE, "compute_10")
 
 
-@pytest.mark.parametrize("architecture", ["sm_75", "sm_86", "sm_90", "sm_120"])
-def test_nvcc_compiles_for_every_card(architecture: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kernels", "architecture"), [(k, a) for k, found in KERNELS.items() for a in found[2]]
+)
+def test_nvcc_compiles_for_every_card(kernels: Any, architecture: str, tmp_path: Path) -> None:
     if (nvcc := shutil.which("nvcc")) is None:
         pytest.skip("no nvcc")
-    target, source = tmp_path / "resampler.cubin", resampler.FOLDER / "resampler.cu"
-    command = [nvcc, "-cubin", f"-arch={architecture}", "-Xptxas", "-v", str(source)]
+    target = tmp_path / "kernels.cubin"
+    command = [nvcc, "-cubin", f"-arch={architecture}", "-Xptxas", "-v", str(kernels.SOURCE)]
     done = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("Compiling entry function") == len(ENTRIES)
+    assert done.stderr.count("Compiling entry function") == len(KERNELS[kernels][0])
     assert "spill" not in done.stderr.replace("0 bytes spill", "")
 
 
 def test_a_missing_driver_is_one_sentence() -> None:
     if importlib.util.find_spec("cuda") is None:
         pytest.skip("cuda-bindings is not installed")
-    from carcodec.plugins.resampler import driver
-
     if Path("/dev/nvidiactl").exists():
         pytest.skip("there is a GPU")
     with pytest.raises(driver.DriverError, match=r"^there is no NVIDIA driver here"):
-        driver.Kernels()
+        driver.Kernels(compiling.shipped(resampler.SOURCE))
 
 
 LEAN = """

@@ -189,6 +189,10 @@ def test_a_gpu_takes_the_fastest_that_is_right(
 
     from carcodec.engines import folded, pytorch
 
+    # a CPU takes its time over float16
+    small = np.ascontiguousarray(guard.photo()[:, :, 48:96, 48:96])
+    monkeypatch.setattr(guard, "photo", lambda: small)
+
     def chosen(name: str, side: str = "upscaler", asked: torch.dtype | None = None) -> Any:
         caplog.clear()
         card = zoo.find(name)
@@ -225,6 +229,63 @@ def test_a_gpu_takes_the_fastest_that_is_right(
             "float16 with fused kernels",
             "float16",
         ]
+
+
+class Levels:
+    """A network that enlarges levels by repeating them, and tells what it was given."""
+
+    window = 40
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def takes(self, tile: Any, peak: int = 255, channels: int = 3) -> bool:
+        return True
+
+    def levels(self, tiles: Any, quality: float = 1.0, peak: int = 255, channels: int = 3) -> Any:
+        for tile in list(tiles):  # all of them, before any result
+            self.shapes.append(tile.shape)
+            if len(self.shapes) == 9:
+                raise EngineError("it breaks")
+            yield tile.repeat(2, 0).repeat(2, 1)
+
+
+def test_a_network_has_tiles_of_its_size_and_one_photo_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, tiny: zoo.ModelCard
+) -> None:
+    """Until its last tile is taken: then the next photo's follow."""
+    network = Levels()
+    monkeypatch.setattr(codec, "_network", lambda *_: network)
+    small = np.random.default_rng(3).integers(0, 256, (60, 70, 3), np.uint8)
+    held = []
+    report = lambda done: held.append(codec._TURN.locked())  # noqa: E731
+    found = codec.upscale(small, (140, 120), 8, tiny, progress=report)
+    assert (found == small.repeat(2, 0).repeat(2, 1)).all()
+    assert len(network.shapes) > 1 and max(map(max, network.shapes)) == 40
+    assert held == [False] * len(network.shapes)
+    with pytest.raises(EngineError, match="it breaks"):
+        for _ in range(3):
+            codec.upscale(small, (140, 120), 8, tiny)
+    assert not codec._TURN.locked()
+
+
+def test_a_gpus_tiles_are_larger_than_a_cpus() -> None:
+    import torch
+
+    from carcodec.engines import pytorch
+
+    found = {}
+    for name in ("car-x1-avif", "car-x2-avif", "car-x4-avif", "tad-x2"):
+        card = zoo.find(name)
+        network = pytorch.network(card, "upscaler")
+        one = pytorch.Pipeline(network, torch.device("cpu"), "upscaler", 4)
+        found[name] = (one.window, one.batch)
+    assert found == {
+        "car-x1-avif": (2048, 1),
+        "car-x2-avif": (1024, 1),
+        "car-x4-avif": (512, 1),
+        "tad-x2": (0, 4),
+    }
 
 
 @pytest.mark.parametrize("name", ["car-x2-avif", "car-x1-avif", "tad-x2", "tad-grey", "rrnet-x3"])

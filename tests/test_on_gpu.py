@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ import torch
 from PIL import Image
 
 from carcodec import codec, engines, metrics, zoo
+from carcodec.engines import guard, pytorch
 from carcodec.networks import car
+from carcodec.plugins import convolution
+from carcodec.plugins.convolution import pytorch as tensor_cores
 from carcodec.plugins.resampler import pytorch as fused
 from carcodec.training import loop
 from carcodec.training.recipe import load_recipe
@@ -72,6 +76,35 @@ def test_gradients_are_those_of_float64(
         assert ours.grad is not None and theirs.grad is not None
         worst = (ours.grad.cpu() - theirs.grad).abs().max()
         assert worst < 5e-4 * max(1, float(theirs.grad.abs().max()))
+
+
+@pytest.mark.parametrize(("n", "h", "w"), [(1, 16, 16), (2, 37, 51), (1, 1, 1), (1, 1500, 1100)])
+@pytest.mark.parametrize("count", convolution.FEATURES)
+def test_the_convolution_is_its_definition(count: int, n: int, h: int, w: int) -> None:
+    torch.manual_seed(6)
+    features, before = (torch.randn(n, count, h, w).half() for _ in range(2))
+    weights, bias = (torch.randn(count, count, 3, 3) / 20).half(), torch.randn(count)
+    kernel = tensor_cores.kernel(count, torch.device("cuda", 0))
+    there, was = (t.cuda().to(memory_format=torch.channels_last) for t in (features, before))
+    given = there, tensor_cores.arranged(weights.cuda()), bias.cuda()
+    wanted = torch.nn.functional.conv2d(features.double(), weights.double(), bias.double(), 1, 1)
+    for _ in range(3):  # no run sees what another left
+        assert (kernel(*given).cpu() - wanted.clamp(min=0)).abs().max() < 0.02
+        assert (kernel(*given, was).cpu() - wanted - before).abs().max() < 0.02
+    assert kernel(*given, was, was) is was and (was.cpu() - wanted - before).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("name", ["car-x2-avif", "car-x1-avif", "car-x4"])
+def test_every_way_of_running_an_upscaler_is_right(name: str) -> None:
+    card, device = zoo.find(name), torch.device("cuda", 0)
+    module = pytorch.network(card, "upscaler")
+    make = functools.partial(pytorch.Pipeline, module, device, "upscaler", 1)
+    found = [
+        kind
+        for one, kind in pytorch.fused(make, module, device)
+        if not guard.refusal(one, card, "upscaler")
+    ]
+    assert found == [" with carcodec's own kernel", " with fused kernels"]
 
 
 @pytest.mark.parametrize("engine", ON_GPU)

@@ -8,13 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["FOLDER", "Entry", "Triple", "backward_entry", "entry", "geometry", "source"]
+__all__ = ["ARCHITECTURE", "SOURCE", "Entry", "backward_entry", "entry", "geometry"]
 
-FOLDER = Path(__file__).parent
+SOURCE = Path(__file__).with_name("resampler.cu")  # needs no headers
+ARCHITECTURE = "compute_75"  # the oldest that CUDA 13 knows; drivers translate it for later ones
 _BLOCK = (32, 4)
 # of the fast kernels, by scale; their part of the photo fills up to 48 KiB of shared memory
 _TILES = {2: (32, 8), 3: (32, 8), 4: (32, 4)}
-Triple = tuple[int, int, int]
+_Triple = tuple[int, int, int]
 
 
 class Entry(NamedTuple):
@@ -22,11 +23,6 @@ class Entry(NamedTuple):
 
     name: str
     block: tuple[int, int]
-
-
-def source() -> str:
-    """The CUDA source, which needs no headers."""
-    return (FOLDER / "resampler.cu").read_text("utf-8")
 
 
 def entry(dtype: str, scale: int, kernel: int) -> Entry:
@@ -56,7 +52,7 @@ def backward_entry() -> Entry:
 
 def geometry(
     count: int, height: int, width: int, block: tuple[int, int] = _BLOCK
-) -> tuple[Triple, Triple]:
+) -> tuple[_Triple, _Triple]:
     """Grid and block for ``count`` LR images of ``height``×``width``.
 
     A warp is one row of a block, or two, so that its loads of weights and offsets are consecutive.

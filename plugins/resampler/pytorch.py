@@ -10,15 +10,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from carcodec.plugins.resampler import Triple, backward_entry, entry, geometry
-from carcodec.plugins.resampler.compiling import CompilingError
-from carcodec.plugins.resampler.driver import DriverError, Kernels, Pointer
+from carcodec.plugins.compiling import CompilingError, shipped
+from carcodec.plugins.driver import DriverError, Kernels, Pointer, Triple
+from carcodec.plugins.resampler import SOURCE, backward_entry, entry, geometry
 
 __all__ = ["Launcher", "resample", "usable"]
 
 
 class Launcher(Protocol):
-    """What starts kernels: :class:`carcodec.plugins.resampler.driver.Kernels`."""
+    """What starts kernels: :class:`carcodec.plugins.driver.Kernels`."""
 
     def launch(
         self, name: str, grid: Triple, block: Triple, stream: int, arguments: Sequence[int]
@@ -30,7 +30,7 @@ def _kernels(device: int) -> Kernels:
     """The kernels in PyTorch's context of one GPU."""
     with torch.cuda.device(device):
         torch.cuda.current_stream().synchronize()  # PyTorch makes its context when it is used
-        return Kernels()
+        return Kernels(shipped(SOURCE))
 
 
 @functools.cache

@@ -8,8 +8,8 @@ time, where that is not to be had. TensorRT 10.8 and later.
 
 from typing import Any
 
-from carcodec.plugins.resampler import entry, geometry
-from carcodec.plugins.resampler.compiling import shipped
+from carcodec.plugins.compiling import shipped
+from carcodec.plugins.resampler import SOURCE, entry, geometry
 
 __all__ = ["NAME", "register"]
 
@@ -30,7 +30,7 @@ def register(ptx: bytes = b"") -> None:
 
     if NAME in trtp._lib.QDP_REGISTRY:
         return
-    code = (ptx or shipped()).decode()
+    code = (ptx or shipped(SOURCE)).decode()
 
     @trtp.register(NAME)  # type: ignore[untyped-decorator]
     def describe(
@@ -76,7 +76,7 @@ def register(ptx: bytes = b"") -> None:
         image: trtp.Tensor, weights: trtp.Tensor, offsets: trtp.Tensor,
         scale: int, kernel: int, convex: int, outputs: tuple[trtp.Tensor], stream: int,
     ) -> None:  # fmt: skip
-        from carcodec.plugins.resampler.driver import Kernels, Pointer
+        from carcodec.plugins.driver import Kernels, Pointer
 
         if not loaded:
             loaded.append(Kernels(code.encode()))
