@@ -1,9 +1,9 @@
 """What pyproject.toml has no words for; everything else is there.
 
 A .carimg names the model version that restores it, so that every version stays in the package. Of
-one that has a successor the upscaler is enough: nothing is encoded with it any more. Its weights
-are stored in float16, with which it restores the same but for single levels and takes half of the
-room: PyPI takes 100 MB. The repository keeps all of it.
+one that has a successor the upscaler is enough: nothing is encoded with it any more. Upscalers'
+weights are stored in float16, with which they restore the same but for single levels and take half
+of the room: PyPI takes 100 MB. The repository keeps all of it.
 """
 
 import hashlib
@@ -60,14 +60,15 @@ class BuildPy(build_py):
         super().run()
         if self.editable_mode:
             return
-        for card in superseded(Path(self.build_lib).rglob("zoo/models/*/card.toml")):
-            text = card.read_text("utf-8")
+        for weights in Path(self.build_lib).rglob("zoo/models/*/upscaler.onnx"):
+            card = weights.with_name("card.toml")
+            text, exact = card.read_text("utf-8"), weights.read_bytes()
             if "file_sha256" in text:  # of an earlier build
                 continue
-            weights = card.with_name("upscaler.onnx")
-            smaller = narrowed(weights.read_bytes())
-            weights.write_bytes(smaller)
-            card.write_text(described(text, hashlib.sha256(smaller).hexdigest()), "utf-8")
+            smaller = narrowed(exact)
+            if smaller != exact:  # not trained in float16
+                weights.write_bytes(smaller)
+                card.write_text(described(text, hashlib.sha256(smaller).hexdigest()), "utf-8")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class Side:
             clamped nor rounded on the way. The file then holds one step.
         int8: the network in 8 bits, if that is worth it.
         file_sha256: of the file as it is, where that is not the one that names the model: packages
-            hold superseded versions with their weights rounded to float16's precision.
+            hold upscalers with their weights in float16.
     """
 
     family: str
