@@ -53,9 +53,13 @@ class Kernels:
         if name not in self._functions:
             function = self._done(self._driver.cuModuleGetFunction(self._module, name.encode()))
             if shared > 48 << 10:  # more has to be asked for
-                most = self._driver.CUfunction_attribute
-                kind = most.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-                self._done(self._driver.cuFuncSetAttribute(function, kind, shared))
+                kinds = self._driver.CUfunction_attribute
+                for kind, value in (
+                    (kinds.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared),
+                    # per cent: as many blocks at a time as there is room for
+                    (kinds.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),
+                ):
+                    self._done(self._driver.cuFuncSetAttribute(function, kind, value))
             self._functions[name] = function
         return self._functions[name]
 

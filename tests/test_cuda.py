@@ -356,6 +356,38 @@ def test_a_missing_driver_is_one_sentence() -> None:
         driver.Kernels(compiling.shipped(resampler.SOURCE))
 
 
+def test_shared_memory_is_asked_for_and_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("cuda") is None:
+        pytest.skip("cuda-bindings is not installed")
+    from cuda.bindings import driver as installed
+
+    done = installed.CUresult.CUDA_SUCCESS
+    calls: list[tuple[Any, ...]] = []
+    for name, result in (
+        ("cuInit", (done,)),
+        ("cuModuleLoadData", (done, "module")),
+        ("cuModuleGetFunction", (done, "function")),
+        ("cuFuncSetAttribute", (done,)),
+        ("cuOccupancyMaxActiveBlocksPerMultiprocessor", (done, 3)),
+        ("cuLaunchKernel", (done,)),
+    ):
+
+        def call(*given: Any, name: str = name, result: Any = result) -> Any:
+            calls.append((name, *given))
+            return result
+
+        monkeypatch.setattr(installed, name, call)
+    kernels = driver.Kernels(b"ptx")
+    assert kernels.resident("one", 128, 72_576) == 3
+    kernels.launch("one", (7, 1, 1), (128, 1, 1), 5, [driver.Pointer(4096), 2], 72_576)
+    kernels.launch("two", (1, 1, 1), (32, 1, 1), 5, [2])
+    asked = [call for call in calls if call[0] == "cuFuncSetAttribute"]
+    assert [call[-1] for call in asked] == [72_576, 100]  # once, of the first alone
+    large, small = (call for call in calls if call[0] == "cuLaunchKernel")
+    assert large[2:10] == (7, 1, 1, 128, 1, 1, 72_576, 5) and small[8] == 0
+    assert large[10] == ((4096, 2), (ctypes.c_void_p, ctypes.c_int))
+
+
 LEAN = """
 import sys, warnings
 warnings.simplefilter("ignore")
