@@ -143,7 +143,7 @@ def resident(card: zoo.ModelCard, repeat: int) -> str:
     found = []
     ways = {kind.removeprefix(" with "): one for one, kind in pytorch.fused(make, module, device)}
     ways["autocast"] = make(torch.float16)
-    side = taken.window or 512
+    side = card.window("upscaler")
     tile = torch.rand(1, 3, side, side, device="cuda").to(memory_format=torch.channels_last)
     for kind, one in ways.items():
         took = seconds(lambda: one.computed(tile, 0.5), repeat)  # noqa: B023

@@ -355,7 +355,7 @@ def downscale(
     small = np.empty((lr_height, lr_width, 3)[: 2 + channels // 3], np.uint8)
     peak = np.float32(65535 if colour.dtype == np.uint16 else 255)
     step = card.step("downscaler")
-    over, levelled, _ = _over(step, "downscaler", engine, threads, card.downscaler.steps, colour)
+    over, levelled = _over(step, "downscaler", engine, threads, card.downscaler.steps, colour)
 
     def read(rows: slice, columns: slice) -> NDArray[Any]:
         part = taken(colour, rows, columns)
@@ -376,7 +376,7 @@ def downscale(
             taking,
             padded,
             _multiple(card.downscaler.halo),
-            _multiple(max(tile or step.window, 2 * card.downscaler.halo + 4)),
+            _multiple(max(tile or step.window("downscaler"), 2 * card.downscaler.halo + 4)),
             read,
             write,
             steps=card.downscaler.steps,
@@ -414,7 +414,7 @@ def upscale(
     channels = channels or (3 if small.ndim == 3 else 1)
     told = 1.0 if quality is None else quality / 100
     steps = card.upscaler.steps
-    over, levelled, window = _over(
+    over, levelled = _over(
         step, "upscaler", engine, threads, steps, small, told, int(peak), channels
     )
     shape = (height, width, 3)[: 2 + channels // 3]
@@ -440,7 +440,7 @@ def upscale(
             taking,
             padded,
             card.upscaler.halo,
-            _multiple(max(tile or window or 512 * stride, 2 * card.upscaler.halo + 1), stride),
+            _multiple(max(tile or card.window("upscaler"), 2 * card.upscaler.halo + 1), stride),
             read,
             write,
             steps=steps,
@@ -627,25 +627,23 @@ def _over(
     quality: float = 1.0,
     peak: int = 255,
     channels: int = 3,
-) -> tuple[_Over, bool, int]:
+) -> tuple[_Over, bool]:
     """The network, over an image's tiles, and whether it takes and gives levels, and not floats.
 
-    Beside them the side of the tiles that it would have, 0 for the usual. Between several steps
-    there are floats.
+    Between several steps there are floats.
     """
     from carcodec import engines
 
     network = _network(card, side, engine, threads)
-    window = getattr(network, "window", 0)
     direct = steps == 1 and isinstance(network, engines.Levelled)
     if not direct or not network.takes(image[:1, :1], peak, channels):
-        return (lambda tiles: engines.over(network, tiles, quality)), False, window
+        return (lambda tiles: engines.over(network, tiles, quality)), False
 
     def levels(tiles: Iterator[Any]) -> Iterator[Any]:
         for result in network.levels(tiles, quality, peak, channels):
             yield result.transpose(2, 0, 1)[None]  # planes, as floats are
 
-    return levels, True, window
+    return levels, True
 
 
 @contextlib.contextmanager

@@ -22,13 +22,13 @@ from carcodec.errors import EngineError
 from carcodec.zoo import ModelCard, halves
 
 __all__ = [
-    "BATCH_PIXELS", "Library", "PlanRefusedError", "Profile", "batch", "build", "folder", "graph",
+    "Library", "PlanRefusedError", "Profile", "batch", "build", "folder", "graph",
     "halved", "key", "levelled", "may_halve", "plan", "profile",
 ]  # fmt: skip
 
 Profile = tuple[int, int, int]  # least, usual and largest side of the network's input
 RESAMPLER = "AdaptiveResample"
-BATCH_PIXELS = 2**22  # HR pixels that go through a network at once, if there are tiles enough,
+_BATCH_PIXELS = 2**22  # HR pixels that go through a network at once, if there are tiles enough,
 _BATCH = 8  # but no more tiles than this
 
 
@@ -66,8 +66,9 @@ def profile(card: ModelCard, side: str) -> Profile:
     """Sides of the tiles that the codec gives a network (:mod:`carcodec.codec`)."""
     if side == "upscaler":
         least = card.upscaler.stride
-        return least, 512 * least, max(512 * least, 2 * card.upscaler.halo + 2)
-    usual = card.window * card.scale
+        usual = card.window(side)
+        return least, usual, usual
+    usual = card.window(side) * card.scale
     return 4 * card.scale, usual, usual
 
 
@@ -76,7 +77,7 @@ def batch(card: ModelCard, side: str, plugin: bool) -> int:
     if side == "downscaler" and card.downscaler.family == "car" and not plugin:
         return 1  # the resampler's function is written for one photo
     usual = profile(card, side)[1] * (card.scale if side == "upscaler" else 1)
-    return int(min(max(1, BATCH_PIXELS // usual**2), _BATCH))
+    return int(min(max(1, _BATCH_PIXELS // usual**2), _BATCH))
 
 
 def may_halve(card: ModelCard, side: str) -> bool:

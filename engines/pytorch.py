@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -206,9 +205,8 @@ def _wrong(run: Network, card: ModelCard, side: str) -> str:
 
 
 def _seconds(pipeline: Pipeline) -> float:
-    """How long batches of the usual size take, so that what is fastest on this GPU is taken."""
-    side = 512 * getattr(pipeline.module, "stride", 1)
-    batch = torch.full((1, 3, side, side), 0.5, device=pipeline.device)
+    """How long a megapixel of LR takes, so that what is fastest on this GPU is taken."""
+    batch = torch.full((1, 3, 1024, 1024), 0.5, device=pipeline.device)
     found = []
     for _ in range(3):  # the first is to warm up
         start = time.perf_counter()
@@ -235,10 +233,6 @@ class Pipeline:
         rounded: ``False`` for a step of a downscaler that recurs: it leaves LR as it is.
         folded: run an EDSR as :mod:`carcodec.engines.folded` does,
         kernel: with that for its blocks.
-
-    Attributes:
-        window: side of an upscaler's tiles in LR pixels, 0 for the usual. Larger than a CPU's, so
-            that less is computed twice at their edges.
     """
 
     def __init__(
@@ -258,10 +252,6 @@ class Pipeline:
         self.kernel = kernel
         if folded and isinstance(module, car.EDSR):
             self.folded = Folded(module, precision, kernel)
-        self.window = 0
-        if isinstance(module, car.EDSR):
-            self.window = max(512 * module.stride, math.isqrt(plans.BATCH_PIXELS) // module.scale)
-            self.batch = max(1, plans.BATCH_PIXELS // (self.window * module.scale) ** 2)
 
     def __call__(self, image: Block, quality: float = 1.0) -> Block:
         return next(self.stream([image], quality))

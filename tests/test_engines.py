@@ -234,8 +234,6 @@ def test_a_gpu_takes_the_fastest_that_is_right(
 class Levels:
     """A network that enlarges levels by repeating them, and tells what it was given."""
 
-    window = 40
-
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
 
@@ -250,7 +248,7 @@ class Levels:
             yield tile.repeat(2, 0).repeat(2, 1)
 
 
-def test_a_network_has_tiles_of_its_size_and_one_photo_at_a_time(
+def test_one_photo_at_a_time_has_the_gpu(
     monkeypatch: pytest.MonkeyPatch, tiny: zoo.ModelCard
 ) -> None:
     """Until its last tile is taken: then the next photo's follow."""
@@ -259,33 +257,14 @@ def test_a_network_has_tiles_of_its_size_and_one_photo_at_a_time(
     small = np.random.default_rng(3).integers(0, 256, (60, 70, 3), np.uint8)
     held = []
     report = lambda done: held.append(codec._TURN.locked())  # noqa: E731
-    found = codec.upscale(small, (140, 120), 8, tiny, progress=report)
+    found = codec.upscale(small, (140, 120), 8, tiny, tile=40, progress=report)
     assert (found == small.repeat(2, 0).repeat(2, 1)).all()
     assert len(network.shapes) > 1 and max(map(max, network.shapes)) == 40
     assert held == [False] * len(network.shapes)
     with pytest.raises(EngineError, match="it breaks"):
         for _ in range(3):
-            codec.upscale(small, (140, 120), 8, tiny)
+            codec.upscale(small, (140, 120), 8, tiny, tile=40)
     assert not codec._TURN.locked()
-
-
-def test_a_gpus_tiles_are_larger_than_a_cpus() -> None:
-    import torch
-
-    from carcodec.engines import pytorch
-
-    found = {}
-    for name in ("car-x1-avif", "car-x2-avif", "car-x4-avif", "tad-x2"):
-        card = zoo.find(name)
-        network = pytorch.network(card, "upscaler")
-        one = pytorch.Pipeline(network, torch.device("cpu"), "upscaler", 4)
-        found[name] = (one.window, one.batch)
-    assert found == {
-        "car-x1-avif": (2048, 1),
-        "car-x2-avif": (1024, 1),
-        "car-x4-avif": (512, 1),
-        "tad-x2": (0, 4),
-    }
 
 
 @pytest.mark.parametrize("name", ["car-x2-avif", "car-x1-avif", "tad-x2", "tad-grey", "rrnet-x3"])

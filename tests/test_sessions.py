@@ -21,6 +21,7 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> gpu_on_host.Library:
     driver = gpu_on_host.Driver()
     monkeypatch.setattr(session, "_DEVICE", [session.Device(driver)])
     monkeypatch.setattr(plans, "folder", lambda: tmp_path / "plans")
+    monkeypatch.setattr(plans, "_BATCH_PIXELS", 4 * 1536**2)  # four tiles of 768 LR pixels at ×2
 
     def build(
         library: Any, card: zoo.ModelCard, side: str, precision: str, _: str, levels: bool
@@ -56,7 +57,7 @@ def test_a_stream_of_tiles_is_the_tiles_one_by_one(
 def test_tiles_are_taken_in_batches(gpu: gpu_on_host.Library, tiny: zoo.ModelCard) -> None:
     network = session.network(gpu, tiny, "upscaler", "fp32")  # type: ignore[arg-type]
     assert isinstance(network, session.Levels)
-    assert network.session.batch == network.floats.batch == 4  # of 512 LR pixels at ×2
+    assert network.session.batch == network.floats.batch == 4
     taken: list[int] = []
 
     def given() -> Any:

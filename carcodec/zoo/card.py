@@ -140,13 +140,15 @@ class ModelCard:
         steps = getattr(self, side).steps
         return dataclasses.replace(self, scale=round(self.scale ** (1 / steps)))
 
-    @property
-    def window(self) -> int:
-        """Side in LR pixels of the tiles that a downscaler usually gets, halo included.
+    def window(self, side: str) -> int:
+        """Side in LR pixels of the tiles that a network usually gets, halo included.
 
         Large ones repeat less of their halo, and hold more; what CAR gathers grows with the scale.
         """
-        return max(312 if self.scale <= 2 else 208, 2 * self.downscaler.halo + 4)
+        if side == "downscaler":
+            return max(312 if self.scale <= 2 else 208, 2 * self.downscaler.halo + 4)
+        usual = 768 if self.upscaler.options.get("width", 64) <= 48 else 512
+        return max(usual * self.upscaler.stride, 2 * self.upscaler.halo + 2)
 
     def lr_channels(self, channels: int) -> int:
         """How many LR has of a photo of 1 or 3, alpha left out."""
