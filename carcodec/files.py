@@ -234,6 +234,7 @@ def image_bytes(photo: pixels.Photo, suffix: str) -> bytes:
     if photo.xmp:
         options["xmp"] = photo.xmp
     if kind == "PNG":
+        options["compress_level"] = 4  # Pillow's 6 takes twice as long for 3 % fewer bytes
         if photo.xmp:
             info = PngInfo()
             info.add_itxt("XML:com.adobe.xmp", options.pop("xmp").decode("utf-8", "replace"))
@@ -264,7 +265,7 @@ def _deep_png(photo: pixels.Photo, options: dict[str, Any]) -> bytes:
     """
     import imagecodecs
 
-    pixels_only = bytes(imagecodecs.png_encode(pixels.to_array(photo), level=6))
+    pixels_only = bytes(imagecodecs.png_encode(pixels.to_array(photo), level=3))
     buffer = io.BytesIO()
     Image.new("RGB", (1, 1)).save(buffer, "PNG", **options)
     donor = buffer.getvalue()
