@@ -20,7 +20,8 @@ from carcodec.plugins.convolution.pytorch import Kernel, arranged
 
 __all__ = ["Folded"]
 
-_MORE = 8  # features: tensor cores take them by eights
+_MORE = 8  # features: tensor cores take them by eights,
+_ALIGNED = 8  # and so the network's ends have channels that are 0 beside theirs
 _KEPT = 8  # qualities whose weights are kept
 _Block = tuple[Tensor, ...]
 
@@ -43,10 +44,12 @@ class Folded:
     ) -> None:
         self.network, self.precision, self.kernel = network, precision, kernel
         self._made: dict[float, list[_Block]] = {}
-        ends: Any = (network.head, network.tail, network.skip)
-        self._head, self._tail, self._skip = (
-            (self._cast(layer.weight), self._cast(layer.bias)) for layer in ends
+        head, tail, skip = (
+            _parameters(part) for part in (network.head, network.tail, network.skip)
         )
+        self._head = self._cast(_aligned(head[0], 1)), self._cast(head[1])
+        self._tail = self._cast(_aligned(tail[0])), self._cast(_aligned(tail[1]))
+        self._skip = self._cast(_aligned(_aligned(skip[0], 1))), self._cast(_aligned(skip[1]))
 
     def _cast(self, weights: Tensor) -> Tensor:
         kind = torch.channels_last if weights.ndim == 4 else torch.contiguous_format
@@ -90,12 +93,13 @@ class Folded:
     def __call__(self, image: Tensor, quality: float) -> Tensor:
         """LR ``(N, 3, h, w)`` in [0, 1] to HR, as :meth:`.car.EDSR.forward` has it."""
         scale, stride = self.network.scale, self.network.stride
-        x = functional.conv2d(self._cast(image - 0.5), *self._head, stride, 1)
+        x = functional.conv2d(self._cast(_aligned(image - 0.5, 1)), *self._head, stride, 1)
         x = functional.conv2d(self._body(x, quality).add_(x), *self._tail, 1, 1)
-        around = functional.conv2d(self._cast(edges(image, 2)), *self._skip)
+        around = functional.conv2d(self._cast(_aligned(edges(image, 2), 1)), *self._skip)
         if stride == 1:
-            return functional.pixel_shuffle(x.add_(around), scale)
-        return functional.pixel_shuffle(x, scale * stride) + functional.pixel_shuffle(around, scale)
+            return functional.pixel_shuffle(x.add_(around)[:, : 3 * scale**2], scale)
+        large = functional.pixel_shuffle(x[:, : 3 * (scale * stride) ** 2], scale * stride)
+        return large.add_(functional.pixel_shuffle(around[:, : 3 * scale**2], scale))
 
     def _body(self, x: Tensor, quality: float) -> Tensor:
         if self.kernel is None:
@@ -112,9 +116,20 @@ class Folded:
         return y
 
 
-def _bias(layer: nn.Conv2d) -> Tensor:
+def _aligned(tensor: Tensor, axis: int = 0) -> Tensor:
+    """Zeros behind what there is along an axis, up to a multiple of eight."""
+    missing = -tensor.shape[axis] % _ALIGNED
+    behind = [0, 0] * (tensor.ndim - 1 - axis) + [0, missing]
+    return functional.pad(tensor, behind) if missing else tensor
+
+
+def _parameters(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
     bias: Any = layer.bias
-    return bias.detach().float()  # type: ignore[no-any-return]
+    return layer.weight.detach(), bias.detach()
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    return _parameters(layer)[1].float()
 
 
 def _gains(network: car.EDSR, quality: float) -> list[Tensor]:
