@@ -151,9 +151,11 @@ def _on_gpu(
                 if reason := _wrong(half, card, side):
                     log.warning(_NOT_TAKEN, kind, side, card.name, reason)
                 else:
-                    right.append(half)
+                    right.append((half, kind))
             if right:
-                return right[0] if len(right) == 1 else min(right, key=_seconds)
+                best, kind = right[0] if len(right) == 1 else min(right, key=_seconds)
+                log.info("float16%s is taken for the %s of %s", kind, side, card.name)
+                return best
             plain = make(torch.float16)
             if precision is not None:
                 _check(plain, card, side, precision)
@@ -204,8 +206,9 @@ def _wrong(run: Network, card: ModelCard, side: str) -> str:
         return str(error)
 
 
-def _seconds(pipeline: Pipeline) -> float:
+def _seconds(way: tuple[Pipeline, str]) -> float:
     """How long a megapixel of LR takes, so that what is fastest on this GPU is taken."""
+    pipeline = way[0]
     batch = torch.full((1, 3, 1024, 1024), 0.5, device=pipeline.device)
     found = []
     for _ in range(3):  # the first is to warm up
@@ -306,10 +309,9 @@ class Pipeline:
     def _all(
         self, tiles: Iterable[NDArray[Any]], compute: Callable[[Tensor], Tensor]
     ) -> Iterator[NDArray[Any]]:
-        there, back = self._streams()
         waiting: deque[Future[tuple[Tensor, Any]]] = deque()
         for together in batches(tiles, self.batch):
-            waiting.append(_worker().submit(self._started, together, compute, there, back))
+            waiting.append(_worker().submit(self._started, together, compute))
             if len(waiting) > _ON_THE_WAY:
                 yield from self._finished(waiting.popleft())
         while waiting:
@@ -326,7 +328,9 @@ class Pipeline:
         for result in found.numpy():
             yield result[None]
 
+    @functools.cached_property
     def _streams(self) -> tuple[Any, Any]:
+        """For what goes there, and for what comes back."""
         if self.device.type != "cuda":
             return None, None
         stream: Any = torch.cuda.Stream
@@ -334,13 +338,10 @@ class Pipeline:
 
     @torch.inference_mode()
     def _started(
-        self,
-        together: list[NDArray[Any]],
-        compute: Callable[[Tensor], Tensor],
-        there: Any,
-        back: Any,
+        self, together: list[NDArray[Any]], compute: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Any]:
         """Results on their way to the CPU, and the event that says when they are there."""
+        there, back = self._streams
         apart = there is not None
         if apart:
             torch.cuda.set_device(self.device)  # of this thread

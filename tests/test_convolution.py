@@ -125,17 +125,22 @@ def test_a_gpu_takes_the_kernel_where_it_is_right_and_faster(
     monkeypatch.setattr(guard, "photo", lambda: small)
     card = zoo.find("car-x4")
     slow: list[Any] = []
-    monkeypatch.setattr(pytorch, "_seconds", lambda half: float(half.folded.kernel in slow))
+    monkeypatch.setattr(pytorch, "_seconds", lambda way: float(way[0].folded.kernel in slow))
 
     def chosen() -> Any:
         network = pytorch.network(card, "upscaler")
         return pytorch._on_gpu(network, card, "upscaler", None, torch.device("cpu")).folded
 
-    assert chosen().kernel is kernel
-    slow[:] = [kernel]
-    assert chosen().kernel is None
-    assert not caplog.records
+    with caplog.at_level("INFO", "carcodec"):
+        assert chosen().kernel is kernel
+        slow[:] = [kernel]
+        assert chosen().kernel is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "float16 with carcodec's own kernel is taken for the upscaler of car-x4",
+        "float16 with fused kernels is taken for the upscaler of car-x4",
+    ]
     slow[:] = []
+    caplog.clear()
     monkeypatch.setattr(fused, "places", lambda count: np.arange(9 * count**2))
     assert chosen().kernel is None
     (record,) = caplog.records
