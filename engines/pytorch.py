@@ -206,10 +206,10 @@ def _wrong(run: Network, card: ModelCard, side: str) -> str:
         return str(error)
 
 
-def _seconds(way: tuple[Pipeline, str]) -> float:
+def _seconds(way: tuple[Pipeline, str], side: int = 1024) -> float:
     """How long a megapixel of LR takes, so that what is fastest on this GPU is taken."""
     pipeline = way[0]
-    batch = torch.full((1, 3, 1024, 1024), 0.5, device=pipeline.device)
+    batch = torch.full((1, 3, side, side), 0.5, device=pipeline.device)
     found = []
     for _ in range(3):  # the first is to warm up
         start = time.perf_counter()
