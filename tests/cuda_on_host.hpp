@@ -146,6 +146,7 @@ static void brought() {
     current->on_the_way.clear();
 }
 template <typename Eight> static void read(Eight &found, const Eight *from) { found = *from; }
+template <typename Words> static void write(Words *to, const Words &from) { *to = from; }
 // How often rows that a device reads at once lay on the same banks of its shared memory.
 static int conflicts;
 template <typename Eight> static void rows_of_16(unsigned (&found)[4], const Eight *row) {

@@ -293,7 +293,7 @@ ENTRIES = [
 
 KERNELS = {
     resampler: (ENTRIES, "sm_75", ["sm_75", "sm_86", "sm_90", "sm_120"]),
-    convolution: (["carcodec_convolve_48"], "sm_80", ["sm_80", "sm_90"]),
+    convolution: (["carcodec_convolve_48"], "sm_80", ["sm_80", "sm_90", "sm_120"]),
 }
 
 

@@ -5,7 +5,7 @@
 // of a row by 16 of the 9 C features around them, times C of the result, summed in float. A block
 // of threads keeps all weights in shared memory and takes one tile of pixels after the other.
 //
-// `weights` come as :func:`carcodec.plugins.convolution.arranged` has them, `bias` is float, C.
+// `weights` come in the order of :func:`carcodec.plugins.convolution.places`, `bias` is float, C.
 // Without `residual` the result is max(0, sum + bias), with it sum + bias + residual; `result` may
 // be the same memory. No headers are needed; on a CPU tests/cuda_on_host.hpp stands in for the
 // device.
@@ -42,6 +42,17 @@ static __device__ __forceinline__ void read(eight &found, const eight *from) {
                    "=r"(found.word[3])
                  : "r"(at));
 }
+// A store in one piece: the compiler takes some apart.
+static __device__ __forceinline__ void write(eight *to, const eight &from) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(from.word[0]),
+                 "r"(from.word[1]), "r"(from.word[2]), "r"(from.word[3])
+                 : "memory");
+}
+static __device__ __forceinline__ void write(four *to, const four &from) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(from.word[0]),
+                 "r"(from.word[1])
+                 : "memory");
+}
 static __device__ __forceinline__ void multiply(float (&sum)[4], const unsigned (&a)[4],
                                                 unsigned low, unsigned high) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
@@ -49,7 +60,7 @@ static __device__ __forceinline__ void multiply(float (&sum)[4], const unsigned 
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(low), "r"(high));
 }
-// The same number, of which the compiler knows nothing: it keeps what follows from it in registers.
+// The same number, of which the compiler knows nothing.
 static __device__ __forceinline__ int whole(int x) {
     asm volatile("" : "+r"(x));
     return x;
@@ -109,7 +120,8 @@ static __device__ __forceinline__ void convolve(const half_bits *features,
     SHARED(shared);
     const eight *kernel = shared;
     eight *tile = shared + held;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    // Read again for each purpose: else all that follows from it stays in registers all the time.
+    const auto own = [&] { return whole(threadIdx.x); };
     const int columns = (w + ACROSS - 1) / ACROSS, rows = (h + DOWN - 1) / DOWN;
     const int tiles = n * rows * columns;
 
@@ -118,7 +130,7 @@ static __device__ __forceinline__ void convolve(const half_bits *features,
         const int top = number / columns % rows * DOWN - 1;
         const index_t before = static_cast<index_t>(number / columns / rows) * h;
 #pragma unroll 4
-        for (int i = whole(threadIdx.x); i < TALL * WIDE * eights; i += THREADS) {
+        for (int i = own(); i < TALL * WIDE * eights; i += THREADS) {
             const int pixel = i / eights, row = pixel / WIDE, column = pixel % WIDE;
             const int y = top + row, x = left + column;
             const bool there = x >= 0 && x < w && y >= 0 && y < h;
@@ -138,6 +150,7 @@ static __device__ __forceinline__ void convolve(const half_bits *features,
         brought();
         __syncthreads();
         float sum[ROWS][eights][4];
+        const int thread = own(), lane = thread % 32, warp = thread / 32;
         each_piece<eights>(lane, [&](int first, int j, auto words) {
 #pragma unroll
             for (int k = 0; k < 2 * length<decltype(words)>; ++k)
@@ -177,35 +190,51 @@ static __device__ __forceinline__ void convolve(const half_bits *features,
         // the next tile comes while this one goes
         if (number + static_cast<int>(gridDim.x) < tiles) fetch(number + gridDim.x);
 
-        const int top = number / columns % rows * DOWN + warp * ROWS;
+        const int self = own();
+        const int top = number / columns % rows * DOWN + self / 32 * ROWS;
+        const int left = number % columns * ACROSS + self % 32 / 4;
         const index_t before = static_cast<index_t>(number / columns / rows) * h;
+        const auto inside = [&](int i, int half) { return top + i < h && left + 8 * half < w; };
+        const auto place = [&](int i, int half) {
+            return ((before + top + i) * w + left + 8 * half) * C;
+        };
+        const auto put = [&](int i, int half, const unsigned *was) {
+            if (!inside(i, half)) return;
+            each_piece<eights>(self % 32, [&](int first, int j, auto words) {
+                using Words = decltype(words);
 #pragma unroll
-        for (int i = 0; i < ROWS; ++i)
+                for (int k = 0; k < length<Words>; ++k) {
+                    float low = sum[i][j + k][2 * half], high = sum[i][j + k][2 * half + 1];
+                    if (was) low += low_half(was[j + k]), high += high_half(was[j + k]);
+                    else low = fmaxf(low, 0), high = fmaxf(high, 0);
+                    words.word[k] = two_halves(low, high);
+                }
+                write(reinterpret_cast<Words *>(result + place(i, half) + first), words);
+            });
+        };
+        if (!residual) {
+#pragma unroll
+            for (int i = 0; i < ROWS; ++i)
+#pragma unroll
+                for (int half = 0; half < 2; ++half) put(i, half, nullptr);
+            continue;
+        }
+#pragma unroll
+        for (int i = 0; i < ROWS; ++i) {
+            unsigned was[2][eights];  // both first: they take their time
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const int y = top + i, x = number % columns * ACROSS + half * 8 + lane / 4;
-                if (y >= h || x >= w) continue;
-                const index_t at = ((before + y) * w + x) * C;
-                unsigned was[eights];
-                if (residual)
-                    each_piece<eights>(lane, [&](int first, int j, auto words) {
-                        using Words = decltype(words);
-                        words = *reinterpret_cast<const Words *>(residual + at + first);
-#pragma unroll
-                        for (int k = 0; k < length<Words>; ++k) was[j + k] = words.word[k];
-                    });
-                each_piece<eights>(lane, [&](int first, int j, auto words) {
+                const half_bits *from = residual + (inside(i, half) ? place(i, half) : 0);
+                each_piece<eights>(self % 32, [&](int first, int j, auto words) {
                     using Words = decltype(words);
+                    words = *reinterpret_cast<const Words *>(from + first);
 #pragma unroll
-                    for (int k = 0; k < length<Words>; ++k) {
-                        float low = sum[i][j + k][2 * half], high = sum[i][j + k][2 * half + 1];
-                        if (residual) low += low_half(was[j + k]), high += high_half(was[j + k]);
-                        else low = fmaxf(low, 0), high = fmaxf(high, 0);
-                        words.word[k] = two_halves(low, high);
-                    }
-                    *reinterpret_cast<Words *>(result + at + first) = words;
+                    for (int k = 0; k < length<Words>; ++k) was[half][j + k] = words.word[k];
                 });
             }
+#pragma unroll
+            for (int half = 0; half < 2; ++half) put(i, half, was[half]);
+        }
     }
 }
 
