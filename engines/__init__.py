@@ -150,10 +150,11 @@ def at_once(name: str) -> int:
     """How many photos the engine called ``name`` is best given at a time.
 
     Two: while the networks have one, the small image of another is coded. On a GPU the networks are
-    faster than the codecs, which have the CPU's cores to themselves there.
+    faster than the codecs, which have the CPU's cores to themselves there: a PNG takes a core for
+    seconds.
     """
     on_gpu = name.partition(":")[0] in ("auto", "pytorch", *ON_GPU) and has_gpu()
-    return min(8, max(2, os.cpu_count() or 1)) if on_gpu else 2
+    return min(16, max(2, os.cpu_count() or 1)) if on_gpu else 2
 
 
 def load(name: str, card: ModelCard, side: str, threads: int = 0) -> Network:

@@ -345,7 +345,7 @@ def test_how_many_photos_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {engines.at_once(name) for name in ("auto", "pytorch", "openvino:fp32")} == {2}
     monkeypatch.setattr(engines, "has_gpu", lambda: True)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    assert [engines.at_once(n) for n in ("auto", "pytorch:fp16", "tensorrt")] == [8, 8, 8]
+    assert [engines.at_once(n) for n in ("auto", "pytorch:fp16", "tensorrt")] == [16, 16, 16]
     assert engines.at_once("onnxruntime") == 2
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     assert engines.at_once("auto") == 4
