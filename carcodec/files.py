@@ -244,7 +244,8 @@ def image_bytes(photo: pixels.Photo, suffix: str) -> bytes:
     elif kind == "JPEG":
         options |= {"quality": 95, "subsampling": 0}
     elif kind == "WEBP":
-        options["lossless"] = True
+        # of lossless WebP it is the effort: Pillow's 80 takes twice as long for 1 % fewer bytes
+        options |= {"lossless": True, "quality": 20}
     elif kind == "TIFF" and photo.xmp:
         exif = Image.Exif()
         exif.load(photo.exif or b"")
