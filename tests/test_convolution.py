@@ -94,6 +94,8 @@ def test_what_does_not_fit_is_refused(host: ctypes.CDLL) -> None:
         kernel(features, ours, bias, before[:, :, :2])
     with pytest.raises(ValueError, match="weights are half and arranged"):
         kernel(features, ours, bias.half())
+    with pytest.raises(ValueError, match="features are read when"):
+        kernel(features, ours, bias, before, features)
     with pytest.raises(DriverError, match=r"^a block of carcodec_convolve_128 finds no room"):
         fused.Kernel(128, HostKernels(host), 1)
     with pytest.raises(DriverError, match=r"^there is no kernel for 96 features"):

@@ -63,7 +63,7 @@ class Kernel:
             weights: half, as :func:`arranged` has them.
             bias: ``(C,)`` float32.
             residual: like ``features``.
-            result: like ``features``; may be ``residual``.
+            result: like ``features``; may be ``residual``, but not ``features``.
 
         Returns:
             ``result``, or a new one.
@@ -89,6 +89,8 @@ class Kernel:
             torch.float32,
         ):
             raise ValueError("weights are half and arranged, the bias is float32")
+        if result is features:
+            raise ValueError("features are read when some of the result is there already")
         blocks = min(tiles(n, h, w), self.most)
         stream = torch.cuda.current_stream(features.device).cuda_stream if features.is_cuda else 0
         given = [features, weights, bias, residual, n, h, w, result]
