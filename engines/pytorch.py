@@ -298,9 +298,9 @@ class Pipeline:
             found = self.computed(image, quality)
             found = found.mean(1, keepdim=True) if channels == 1 else found
             if self.side == "downscaler":  # halves to even, as numpy does
-                found = found.clamp(0, 1).mul(255).round()
+                found = found.clamp_(0, 1).mul_(255).round_()
             else:
-                found = found.mul(peak).add(0.5).clamp(0, peak)
+                found = found.mul_(peak).add_(0.5).clamp_(0, peak)
             kind = torch.uint16 if self.side == "upscaler" and peak > 255 else torch.uint8
             return found.to(kind).permute(0, 2, 3, 1)
 
