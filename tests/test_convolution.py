@@ -11,12 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels_on_host import HostKernels, library
+from ptx_on_host import Memory, Program
 from torch import Tensor
 from torch.nn import functional
 
 from carcodec import zoo
 from carcodec.engines import folded, guard, pytorch
-from carcodec.plugins import convolution
+from carcodec.plugins import compiling, convolution
 from carcodec.plugins.convolution import pytorch as fused
 from carcodec.plugins.driver import DriverError
 
@@ -75,6 +76,26 @@ def test_the_kernel_is_its_definition(
     assert kernel(features, fused.arranged(weights), bias, before, before) is before
     assert torch.equal(before, found)
     assert host.bank_conflicts() == 0
+
+
+@pytest.mark.parametrize(("n", "h", "w", "blocks"), [(1, 16, 16, 1), (2, 17, 19, 3), (1, 1, 1, 2)])
+def test_what_is_shipped_is_its_definition(n: int, h: int, w: int, blocks: int) -> None:
+    """The PTX, whose inline assembly the kernel's source on the CPU has not."""
+    features, weights, bias, before = given_to(48, n, h, w, 3)
+    program = Program(compiling.shipped(convolution.SOURCE).decode(), convolution.entry(48))
+    for residual in (None, before):
+        memory = Memory()
+        rows = [t.permute(0, 2, 3, 1).contiguous().numpy() for t in (features, before)]
+        ours = fused.arranged(weights).numpy()
+        given = [memory.put(data) for data in (rows[0], ours, bias.numpy())]
+        was = 0 if residual is None else memory.put(rows[1])
+        result = was or memory.put(np.zeros_like(rows[0]))  # in place of what there was
+        shared = convolution.shared_bytes(48)
+        arguments = [*given, was, n, h, w, result]
+        program.run(memory, blocks, convolution.THREADS, shared, arguments)
+        found = torch.from_numpy(memory.get(result, rows[0])).permute(0, 3, 1, 2)
+        wanted = exact(features, weights, bias, residual)
+        assert ((found - wanted).abs() <= wanted.abs() * 2**-11 + 2e-5).all()
 
 
 @pytest.mark.parametrize("count", FEATURES)
