@@ -206,8 +206,8 @@ def _wrong(run: Network, card: ModelCard, side: str) -> str:
         return str(error)
 
 
-def _seconds(way: tuple[Pipeline, str], side: int = 1024) -> float:
-    """How long a megapixel of LR takes, so that what is fastest on this GPU is taken."""
+def _seconds(way: tuple[Pipeline, str], side: int = 768) -> float:
+    """How long three tiles take, so that what is fastest on this GPU is taken."""
     pipeline = way[0]
     batch = torch.full((1, 3, side, side), 0.5, device=pipeline.device)
     found = []
