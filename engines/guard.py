@@ -15,7 +15,9 @@ from PIL import Image
 from carcodec.engines import Network, plans
 from carcodec.zoo import ModelCard
 
-__all__ = ["LEAST", "WORST", "photo", "refusal"]
+__all__ = ["LEAST", "WORST", "photo", "reference", "refusal"]
+
+Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 LEAST = 50.0  # dB between an engine's result and the reference's: a third of a level
 WORST = 32  # levels: where results are bytes, what was not finite is some other level
@@ -30,17 +32,25 @@ def photo() -> NDArray[np.float32]:
     return np.ascontiguousarray(levels.transpose(2, 0, 1)[None] / np.float32(255))
 
 
-def refusal(network: Network, card: ModelCard, side: str) -> str:
-    """What is wrong with ``network`` for one side of a model, "" for nothing.
+def reference(card: ModelCard, side: str) -> Pair:
+    """A photo, and what one side of a model makes of it.
 
-    The reference is ONNX Runtime in float32, which is always installed and agrees with PyTorch
+    By ONNX Runtime in float32, which is always installed and agrees with PyTorch
     (``tests/test_engines.py``).
     """
     from carcodec.engines import onnxruntime
 
     most = plans.profile(card, side)[1] // 48 * 48  # a multiple of what any scale needs
     given = np.ascontiguousarray(photo()[:, :, :most, :most])
-    wanted = onnxruntime.load(card, side, 0, ("fp32",))(given, _QUALITY)
+    return given, onnxruntime.load(card, side, 0, ("fp32",))(given, _QUALITY)
+
+
+def refusal(network: Network, card: ModelCard, side: str, known: Pair | None = None) -> str:
+    """What is wrong with ``network`` for one side of a model, "" for nothing.
+
+    ``known`` is the :func:`reference`, where there are several to be held against it.
+    """
+    given, wanted = known or reference(card, side)
     found = network(given, _QUALITY)
     if found.shape != wanted.shape:
         return f"its result has the shape {found.shape} instead of {wanted.shape}"

@@ -146,9 +146,9 @@ def _on_gpu(
             _check(asked, card, side, precision)
             return asked
         if plans.may_halve(card, side):
-            right = []
+            right, known = [], guard.reference(card, side)
             for half, kind in fused(make, module, device):
-                if reason := _wrong(half, card, side):
+                if reason := _wrong(half, card, side, known):
                     log.warning(_NOT_TAKEN, kind, side, card.name, reason)
                 else:
                     right.append((half, kind))
@@ -160,7 +160,7 @@ def _on_gpu(
             if precision is not None:
                 _check(plain, card, side, precision)
                 return plain
-            if not (reason := _wrong(plain, card, side)):
+            if not (reason := _wrong(plain, card, side, known)):
                 return plain
             log.warning(_NOT_TAKEN, "", side, card.name, reason)
         whole = make(rounded=card.downscaler.steps == 1)
@@ -199,9 +199,9 @@ def _kernel(features: int, device: torch.device) -> convolution.Kernel | None:
         return None
 
 
-def _wrong(run: Network, card: ModelCard, side: str) -> str:
+def _wrong(run: Network, card: ModelCard, side: str, known: guard.Pair) -> str:
     try:
-        return guard.refusal(run, card, side)
+        return guard.refusal(run, card, side, known)
     except EngineError as error:
         return str(error)
 
