@@ -143,12 +143,13 @@ def resident(card: zoo.ModelCard, repeat: int) -> str:
     found = []
     ways = {kind.removeprefix(" with "): one for one, kind in pytorch.fused(make, module, device)}
     ways["autocast"] = make(torch.float16)
+    kernel = getattr(taken.folded, "kernel", None)
     side = card.window("upscaler")
     tile = torch.rand(1, 3, side, side, device="cuda").to(memory_format=torch.channels_last)
     for kind, one in ways.items():
         took = seconds(lambda: one.computed(tile, 0.5), repeat)  # noqa: B023
-        same = type(one.folded) is type(taken.folded) and one.kernel is taken.kernel
-        mark = "*" if same else ""
+        same = type(one.folded) is type(taken.folded)
+        mark = "*" if same and getattr(one.folded, "kernel", None) is kernel else ""
         found.append(f"{kind}{mark} {(side * card.scale) ** 2 / 1e6 / took:.0f}")
     return "\n".join(found)
 

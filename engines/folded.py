@@ -20,14 +20,13 @@ from carcodec.plugins.convolution.pytorch import Kernel, arranged
 
 __all__ = ["Folded"]
 
-_MORE = 8  # features: tensor cores take them by eights,
-_ALIGNED = 8  # and so the network's ends have channels that are 0 beside theirs
+_EIGHT = 8  # tensor cores take channels by as many: more than there are, some are 0
 _KEPT = 8  # qualities whose weights are kept
 _Block = tuple[Tensor, ...]
 
 
 class Folded:
-    """What a :class:`.car.EDSR` computes, for one quality at a time.
+    """What a :class:`.car.EDSR` computes, all images of a batch at one quality.
 
     A block's first convolution takes bias and ReLU along. Its second has the gain in its weights,
     and no bias: one more feature, which the first makes 1 everywhere, brings it through the middle
@@ -72,11 +71,11 @@ class Folded:
     def _for_cudnn(self, first: nn.Conv2d, second: nn.Conv2d, gain: Tensor) -> _Block:
         """The first convolution's weights and bias, and the second's weights."""
         width = len(first.weight)
-        weight = first.weight.new_zeros(width + _MORE, *first.weight.shape[1:])
+        weight = first.weight.new_zeros(width + _EIGHT, *first.weight.shape[1:])
         weight[:width] = first.weight
-        bias = weight.new_zeros(width + _MORE)
+        bias = weight.new_zeros(width + _EIGHT)
         bias[:width], bias[width] = _bias(first), 1
-        reader = weight.new_zeros(width, width + _MORE, 3, 3)
+        reader = weight.new_zeros(width, width + _EIGHT, 3, 3)
         reader[:, :width] = second.weight
         reader[:, width, 1, 1] = _bias(second)
         reader *= gain.view(-1, 1, 1, 1)
@@ -118,7 +117,7 @@ class Folded:
 
 def _aligned(tensor: Tensor, axis: int = 0) -> Tensor:
     """Zeros behind what there is along an axis, up to a multiple of eight."""
-    missing = -tensor.shape[axis] % _ALIGNED
+    missing = -tensor.shape[axis] % _EIGHT
     behind = [0, 0] * (tensor.ndim - 1 - axis) + [0, missing]
     return functional.pad(tensor, behind) if missing else tensor
 

@@ -153,7 +153,7 @@ def _on_gpu(
                 else:
                     right.append((half, kind))
             if right:
-                best, kind = right[0] if len(right) == 1 else min(right, key=_seconds)
+                best, kind = min(right, key=lambda way: _seconds(way[0])) if right[1:] else right[0]
                 log.info("float16%s is taken for the %s of %s", kind, side, card.name)
                 return best
             plain = make(torch.float16)
@@ -206,9 +206,8 @@ def _wrong(run: Network, card: ModelCard, side: str, known: guard.Pair) -> str:
         return str(error)
 
 
-def _seconds(way: tuple[Pipeline, str], side: int = 768) -> float:
+def _seconds(pipeline: Pipeline, side: int = 768) -> float:
     """How long three tiles take, so that what is fastest on this GPU is taken."""
-    pipeline = way[0]
     batch = torch.full((1, 3, side, side), 0.5, device=pipeline.device)
     found = []
     for _ in range(3):  # the first is to warm up
@@ -252,7 +251,6 @@ class Pipeline:
         self.module, self.device, self.side = module.to(device), device, side
         self.batch, self.precision, self.rounded = batch, precision, rounded
         self.folded: Folded | None = None
-        self.kernel = kernel
         if folded and isinstance(module, car.EDSR):
             self.folded = Folded(module, precision, kernel)
 

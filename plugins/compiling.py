@@ -6,8 +6,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from carcodec.plugins import convolution, resampler
-
 __all__ = ["CompilingError", "compiled", "shipped"]
 
 
@@ -93,6 +91,8 @@ def _mark(source: Path) -> bytes:
 
 
 if __name__ == "__main__":
+    from carcodec.plugins import convolution, resampler
+
     for kernels in (resampler, convolution):
         made = compiled(kernels.SOURCE, kernels.ARCHITECTURE)
         kernels.SOURCE.with_suffix(".ptx").write_bytes(made)

@@ -148,10 +148,10 @@ def test_a_gpu_takes_the_kernel_where_it_is_right_and_faster(
     monkeypatch.setattr(guard, "photo", lambda: small)
     card = zoo.find("car-x4")
     module = pytorch.network(zoo.find("tiny-x2"), "upscaler")
-    way = pytorch.Pipeline(module, torch.device("cpu"), "upscaler", 1), ""
-    assert 0 < pytorch._seconds(way, 16) < pytorch._seconds(way, 512)
+    one = pytorch.Pipeline(module, torch.device("cpu"), "upscaler", 1)
+    assert 0 < pytorch._seconds(one, 16) < pytorch._seconds(one, 512)
     slow: list[Any] = []
-    monkeypatch.setattr(pytorch, "_seconds", lambda way: float(way[0].folded.kernel in slow))
+    monkeypatch.setattr(pytorch, "_seconds", lambda half: float(half.folded.kernel in slow))
 
     def chosen() -> Any:
         network = pytorch.network(card, "upscaler")

@@ -22,7 +22,6 @@ from PIL import Image
 from carcodec.networks import car
 from carcodec.plugins import compiling, convolution, driver, resampler
 
-HERE = Path(__file__).parent
 Array = NDArray[Any]
 ENTRY_POINTS = """
 #define FORWARD(NAME, T) extern "C" void run_##NAME(const int *grid, const int *block, \\

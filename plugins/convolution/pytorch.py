@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from carcodec.plugins.compiling import shipped
 from carcodec.plugins.convolution import (
     FEATURES,
     SOURCE,
@@ -18,19 +16,10 @@ from carcodec.plugins.convolution import (
     shared_bytes,
     tiles,
 )
-from carcodec.plugins.driver import DriverError, Kernels, Pointer, Triple
+from carcodec.plugins.driver import DriverError
+from carcodec.plugins.launching import Launcher, kernels, launch
 
-__all__ = ["Kernel", "Launcher", "arranged", "kernel"]
-
-
-class Launcher(Protocol):
-    """What starts kernels: :class:`carcodec.plugins.driver.Kernels`."""
-
-    def resident(self, name: str, threads: int, shared: int) -> int: ...
-
-    def launch(
-        self, name: str, grid: Triple, block: Triple, stream: int, arguments: Any, shared: int = 0
-    ) -> None: ...
+__all__ = ["Kernel", "arranged", "kernel"]
 
 
 class Kernel:
@@ -91,20 +80,10 @@ class Kernel:
             raise ValueError("weights are half and arranged, the bias is float32")
         if result is features:
             raise ValueError("features are read when some of the result is there already")
-        blocks = min(tiles(n, h, w), self.most)
-        stream = torch.cuda.current_stream(features.device).cuda_stream if features.is_cuda else 0
-        given = [features, weights, bias, residual, n, h, w, result]
-        self.launcher.launch(
-            entry(count), (blocks, 1, 1), (THREADS, 1, 1), stream,
-            [_value(a) for a in given], self.shared,
-        )  # fmt: skip
+        size = (min(tiles(n, h, w), self.most), 1, 1), (THREADS, 1, 1)
+        given = (features, weights, bias, residual, n, h, w, result)
+        launch(self.launcher, entry(count), size, given, self.shared)
         return result
-
-
-def _value(given: Tensor | int | None) -> int:
-    if isinstance(given, int):
-        return given
-    return Pointer(0 if given is None else given.data_ptr())
 
 
 def arranged(weights: Tensor) -> Tensor:
@@ -114,12 +93,6 @@ def arranged(weights: Tensor) -> Tensor:
 
 
 @functools.cache
-def _kernels(device: int) -> Kernels:
-    with torch.cuda.device(device):
-        torch.cuda.current_stream().synchronize()  # PyTorch makes its context when it is used
-        return Kernels(shipped(SOURCE))
-
-
 def kernel(features: int, device: torch.device) -> Kernel:
     """The convolution on a GPU.
 
@@ -134,4 +107,4 @@ def kernel(features: int, device: torch.device) -> Kernel:
     index = device.index or 0
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     with torch.cuda.device(index):
-        return Kernel(features, _kernels(index), processors)
+        return Kernel(features, kernels(SOURCE, index), processors)

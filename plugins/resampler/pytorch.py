@@ -4,40 +4,25 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from carcodec.plugins.compiling import CompilingError, shipped
-from carcodec.plugins.driver import DriverError, Kernels, Pointer, Triple
+from carcodec.plugins import launching
+from carcodec.plugins.compiling import CompilingError
+from carcodec.plugins.driver import DriverError
+from carcodec.plugins.launching import Launcher
 from carcodec.plugins.resampler import SOURCE, backward_entry, entry, geometry
 
-__all__ = ["Launcher", "resample", "usable"]
-
-
-class Launcher(Protocol):
-    """What starts kernels: :class:`carcodec.plugins.driver.Kernels`."""
-
-    def launch(
-        self, name: str, grid: Triple, block: Triple, stream: int, arguments: Sequence[int]
-    ) -> None: ...
-
-
-@functools.cache
-def _kernels(device: int) -> Kernels:
-    """The kernels in PyTorch's context of one GPU."""
-    with torch.cuda.device(device):
-        torch.cuda.current_stream().synchronize()  # PyTorch makes its context when it is used
-        return Kernels(shipped(SOURCE))
+__all__ = ["resample", "usable"]
 
 
 @functools.cache
 def usable(device: int) -> bool:
     """Whether the kernels load on that GPU; if not, the log says why, once."""
     try:
-        _kernels(device)
+        launching.kernels(SOURCE, device)
     except (DriverError, CompilingError) as error:
         logging.getLogger("carcodec").warning("the resampler runs without its kernel: %s", error)
         return False
@@ -86,7 +71,7 @@ def resample(
         )
     if len({image.dtype, weights.dtype, offsets.dtype}) > 1:
         raise ValueError("image, weights and offsets must have one dtype")
-    launcher = kernels or _kernels(image.device.index)
+    launcher = kernels or launching.kernels(SOURCE, image.device.index)
     found: Tensor = _Resample.apply(image, weights, offsets, scale, convex, quantise, launcher)  # type: ignore[no-untyped-call]
     return found
 
@@ -103,7 +88,7 @@ class _Resample(torch.autograd.Function):
         small = image.new_empty((n, 3, h, w))
         name, block = entry(str(image.dtype).removeprefix("torch."), scale, kernel)
         numbers = (h, w, scale, kernel, int(convex), int(quantise))
-        _launch(launcher, name, geometry(n, h, w, block), (*given, *numbers, small))
+        launching.launch(launcher, name, geometry(n, h, w, block), (*given, *numbers, small))
         ctx.save_for_backward(*given)
         ctx.told = (scale, kernel, convex, launcher)
         if quantise:
@@ -124,22 +109,10 @@ class _Resample(torch.autograd.Function):
         numbers = (h, w, scale, kernel, int(convex))
         given = (image, weights, offsets, _planes(d_small))
         found = (d_image, d_weights, d_offsets)
-        _launch(launcher, name, geometry(n, h, w, block), (*given, *numbers, *found))
+        launching.launch(launcher, name, geometry(n, h, w, block), (*given, *numbers, *found))
         return *found, None, None, None, None
 
 
 def _planes(tensor: Tensor) -> Tensor:
     """In the kernels' layout, also where convolutions left it channels last."""
     return tensor.contiguous(memory_format=torch.contiguous_format)
-
-
-def _launch(
-    launcher: Launcher,
-    name: str,
-    size: tuple[Triple, Triple],
-    arguments: Sequence[Tensor | int],
-) -> None:
-    device = next(a.device for a in arguments if isinstance(a, Tensor))
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    values = [Pointer(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments]
-    launcher.launch(name, *size, stream, values)
