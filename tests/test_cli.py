@@ -300,7 +300,7 @@ def test_two_inputs_of_one_name_do_not_overwrite_each_other(
     photo.save(folder / "a.webp")
     out = folder / "out"
     assert run("encode", folder / "a.png", folder / "a.webp", "-o", out, *FAST, "--overwrite") == 1
-    assert "another input" in error_of(capsys)
+    assert f"is the result of {folder / 'a.png'}: give one of them" in error_of(capsys)
 
 
 def test_streams(folder: Path) -> None:
@@ -581,7 +581,7 @@ def test_many_photos_come_out_in_order_whatever_fails(
     lines = [line.split(" → ")[0] for line in error_of(capsys).splitlines()]
     assert [Path(line.split(":")[0]).stem for line in lines if " " not in line] == list("adef")
     assert lines[1].startswith(f"carcodec: {given[1]}")
-    assert "is that of another input of that name" in lines[-2]
+    assert f"is the result of {given[0]}: give one of them its own -o" in lines[-2]
     assert lines[-1].startswith("4 done, 2 failed; ")
     assert sorted(p.name for p in out.iterdir()) == [f"{n}.carimg" for n in "adef"]
     alone = codec.encode(Image.open(given[0]), model="tiny-x2", engine="onnxruntime")

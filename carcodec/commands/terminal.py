@@ -116,7 +116,10 @@ def each(
         def run(at: int) -> str:
             source, target = found[at][0], targets[at]
             if first[target] != at:
-                raise files.OutputError(f"{source}: {target} is that of another input of that name")
+                other = found[first[target]][0]
+                raise files.OutputError(
+                    f"{source}: {target} is the result of {other}: give one of them its own -o"
+                )
             if target != source:  # else what is wrong with the input comes first
                 if skip and Path(target).is_file():
                     return ""
