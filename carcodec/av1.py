@@ -14,6 +14,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from carcodec import leb128
+
 __all__ = ["SequenceHeader", "bare", "in_avif", "sequence_header"]
 
 _SEQUENCE_HEADER, _TEMPORAL_DELIMITER = 1, 2  # OBU types
@@ -74,15 +76,7 @@ def _obus(data: bytes) -> Iterator[tuple[int, int, int, int]]:
         if first & 0x81 or not first & 2:
             raise ValueError("not an OBU with a size")
         at += 2 if first & 4 else 1  # an extension follows
-        size = shift = 0
-        while True:  # leb128
-            if at >= len(data) or shift > 28:
-                raise ValueError("an OBU is cut off")
-            size |= (data[at] & 127) << shift
-            shift += 7
-            at += 1
-            if not data[at - 1] & 128:
-                break
+        size, at = leb128.read(data, at)
         if at + size > len(data):
             raise ValueError("an OBU is cut off")
         yield first >> 3 & 15, start, at, at + size

@@ -578,11 +578,11 @@ def _window(start: int, length: int, stop: int, card: zoo.ModelCard) -> tuple[sl
 def _preview(small: storage.Pixels, budget: float) -> container.Preview | None:
     if small.shape[0] * small.shape[1] <= PREVIEW_FROM:
         return None
-    codec = storage.by_name("webp")
-    for side, quality in ((1, 80), (1, 60), (1, 40), (2, 60)):
+    codec = storage.by_name("avif")
+    for side, quality in ((1, 40), (1, 30), (2, 40)):
         image = Image.fromarray(small)
         image.thumbnail((PREVIEW_SIDE // side, PREVIEW_SIDE // side), Image.Resampling.LANCZOS)
-        data = codec.encode(np.asarray(image), quality)
+        data = codec.encode(np.asarray(image), quality, effort=2)
         if len(data) <= budget:
             return container.Preview(codec.number, image.width, image.height, data)
     return None

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from carcodec import metadata
 from carcodec.errors import (
     ContainerError,
     DigestMismatchError,
@@ -28,6 +29,7 @@ __all__ = [
     "Header",
     "Preview",
     "ceil_div",
+    "metadata_bytes",
     "read",
     "read_header",
     "write",
@@ -50,6 +52,8 @@ MODES: dict[int, tuple[str, int, bool, int]] = {
     7: ("RGBA;16", 3, True, 16),
 }
 
+_METADATA = (b"mETA", b"iCCP", b"eXIF", b"xMPD")
+_KNOWN = (b"HEAD", b"pREV", b"LRIM", b"ALPH", *_METADATA, b"DONE")
 _GREY_LR, _COLOUR_LR = 1, 2  # flags
 _FIXED = struct.Struct(">BBBBBBII6sH")  # everything in HEAD but the model's name
 _FRAME = struct.Struct(">I4s")
@@ -256,18 +260,29 @@ def write(image: Carimg) -> bytes:
         (b"HEAD", _pack_header(image.header)),
         (b"pREV", None if image.preview is None else _pack_preview(image.preview)),
         (b"LRIM", image.lr),
-        (b"ALPH", None),
-        (b"iCCP", image.icc),
-        (b"eXIF", image.exif),
-        (b"xMPD", image.xmp),
+        (b"ALPH", None if image.alpha is None else _pack_alpha(image, image.alpha)),
+        *_metadata(image),
         *image.unknown,
         (b"DONE", b""),
     ]
-    if image.alpha is not None:
-        if not image.header.has_alpha:
-            raise ContainerError("an alpha plane was given for a mode without alpha")
-        parts[3] = (b"ALPH", bytes([image.alpha_storage, image.alpha_quality]) + image.alpha)
     return SIGNATURE + b"".join(_chunk(kind, data) for kind, data in parts if data is not None)
+
+
+def _pack_alpha(image: Carimg, alpha: bytes) -> bytes:
+    if not image.header.has_alpha:
+        raise ContainerError("an alpha plane was given for a mode without alpha")
+    return bytes([image.alpha_storage, image.alpha_quality]) + alpha
+
+
+def _metadata(image: Carimg) -> list[tuple[bytes, bytes]]:
+    """One chunk for all, or one for each, whichever is shorter."""
+    each = ((b"iCCP", image.icc), (b"eXIF", image.exif), (b"xMPD", image.xmp))
+    plain = [(kind, part) for kind, part in each if part is not None]
+    packed = metadata.pack(image.exif, image.xmp, image.icc)
+    framed = sum(_FRAME.size + 4 + len(part) for _, part in plain)
+    if packed is None or _FRAME.size + 4 + len(packed) >= framed:
+        return plain
+    return [(b"mETA", packed)]
 
 
 def _chunks(data: bytes | memoryview) -> Iterable[tuple[bytes, bytes]]:
@@ -322,6 +337,14 @@ def read_header(data: bytes | memoryview) -> Header:
     raise TruncatedError("the file holds no chunk")
 
 
+def metadata_bytes(data: bytes | memoryview) -> int:
+    """What EXIF, XMP and ICC profile take in a file, framing left out.
+
+    Raises: as :func:`read`.
+    """
+    return sum(len(payload) for kind, payload in _chunks(data) if kind in _METADATA)
+
+
 def read(data: bytes | memoryview) -> Carimg:
     """Parse a whole file.
 
@@ -331,6 +354,7 @@ def read(data: bytes | memoryview) -> Carimg:
         DigestMismatchError: a chunk's CRC-32 does not match.
         UnsupportedError: a newer version, mode, flag or critical chunk.
         ContainerError: any other broken rule.
+        MissingDependencyError: its metadata is packed, and the installed imagecodecs has no Brotli.
     """
     known: dict[bytes, bytes] = {}
     unknown: list[tuple[bytes, bytes]] = []
@@ -340,10 +364,10 @@ def read(data: bytes | memoryview) -> Carimg:
             if kind != b"HEAD":
                 raise ContainerError("the first chunk is not HEAD")
             header = _unpack_header(payload)
-        if kind in (b"HEAD", b"pREV", b"LRIM", b"ALPH", b"iCCP", b"eXIF", b"xMPD", b"DONE"):
+        if kind in _KNOWN:
             if kind in known:
                 raise ContainerError(f"the file has two {kind.decode()} chunks")
-            if kind in (b"ALPH", b"iCCP", b"eXIF", b"xMPD", b"DONE") and b"LRIM" not in known:
+            if kind not in (b"HEAD", b"pREV", b"LRIM") and b"LRIM" not in known:
                 raise ContainerError(f"the {kind.decode()} chunk comes before LRIM")
             if kind == b"pREV" and b"LRIM" in known:
                 raise ContainerError("the pREV chunk comes after LRIM")
@@ -363,15 +387,20 @@ def read(data: bytes | memoryview) -> Carimg:
         raise ContainerError("the file has an alpha plane but its mode has no alpha")
     if alpha is not None and (len(alpha) < 3 or not (alpha[1] <= 100 or alpha[1] == 255)):
         raise ContainerError("the alpha chunk is damaged")
+    exif, xmp, icc = (known.get(kind) for kind in (b"eXIF", b"xMPD", b"iCCP"))
+    if (packed := known.get(b"mETA")) is not None:
+        if not (exif is xmp is icc is None):
+            raise ContainerError("the file has metadata both packed and plain")
+        exif, xmp, icc = metadata.unpack(packed)
     return Carimg(
         header,
         known[b"LRIM"],
         None if alpha is None else alpha[2:],
         alpha[0] if alpha else 0,
         alpha[1] if alpha else 255,
-        known.get(b"iCCP"),
-        known.get(b"eXIF"),
-        known.get(b"xMPD"),
+        icc,
+        exif,
+        xmp,
         _unpack_preview(known[b"pREV"], header) if b"pREV" in known else None,
         tuple(unknown),
     )

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import struct
 
+from carcodec import leb128
+
 __all__ = ["bare", "codestream", "described", "size", "steps"]
 
 _SOC, _SIZ, _COD, _QCD, _SOT, _SOD, _EOC = 0xFF4F, 0xFF51, 0xFF52, 0xFF5C, 0xFF90, 0xFF93, 0xFFD9
@@ -83,7 +85,7 @@ def bare(stream: bytes) -> bytes:
         if stream.startswith(headers):
             first = levels | (_RGB if channels == 3 else 0)
             packets = stream[len(headers) + 14 : -2]  # between SOT and SOD, 14 bytes, and EOC
-            payload = bytes([first]) + _number(width) + _number(height) + packets
+            payload = bytes([first]) + leb128.written(width) + leb128.written(height) + packets
             return payload if codestream(payload) == stream else stream
     return stream
 
@@ -115,30 +117,8 @@ def described(payload: bytes) -> tuple[int, int, int, int, int]:
     levels = payload[0] & 7 if payload else 8
     if levels >= len(_LOWEST) or payload[0] >= 16:
         raise ValueError("no such number of levels")
-    width, at = _numbered(payload, 1)
-    height, at = _numbered(payload, at)
+    width, at = leb128.read(payload, 1)
+    height, at = leb128.read(payload, at)
     if not (0 < width < 1 << 31 and 0 < height < 1 << 31):
         raise ValueError("no such size")
     return levels, 3 if payload[0] & _RGB else 1, width, height, at
-
-
-def _number(value: int) -> bytes:
-    """As AV1's leb128: seven bits a byte, the lowest first, the eighth says that more follow."""
-    found = bytearray()
-    while value > 127:
-        found.append(value & 127 | 128)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
-
-
-def _numbered(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if at >= len(data) or shift > 28:
-            raise ValueError("cut off")
-        value |= (data[at] & 127) << shift
-        shift += 7
-        at += 1
-        if not data[at - 1] & 128:
-            return value, at

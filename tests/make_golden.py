@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import struct
+from dataclasses import replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
 os.environ["CARCODEC_MODELS"] = str(HERE / "models")
 
 import numpy as np  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
 from PIL import Image, ImageCms  # noqa: E402
 
 from carcodec import codec, container, pixels, storage, zoo  # noqa: E402
@@ -35,6 +38,13 @@ def shipped() -> None:
         prepared = codec.Prepared(photo, card, small, None, 0, None)
         quality = 60 if card.storage else None
         path.write_bytes(codec.store(prepared, card.storage or "png", quality).data)
+
+
+def profile(curve: NDArray[np.float64]) -> bytes:
+    """As much of an ICC profile as has a curve."""
+    tag = b"curv" + bytes(4) + struct.pack(">I", len(curve)) + curve.astype(">u2").tobytes()
+    table = struct.pack(">I4sII", 1, b"rTRC", 144, len(tag))
+    return bytes(128) + table + tag
 
 
 def main() -> None:
@@ -70,10 +80,13 @@ def main() -> None:
             if c.lossy:
                 runs.append((f"{form}-70-{kind}", photos[kind], c.name, 70, None))
     runs.append(("preview", photos["rgb"], "png", None, None))
+    curved = replace(photos["rgb"], icc=profile(np.linspace(0, 255, 200) ** 2))
+    runs.append(("preview-av1", photos["rgb"], "png", None, None))  # "preview" has WebP
+    runs.append(("metadata", curved, "png", None, None))  # packed
     for name, photo, codec_name, quality, alpha_quality in runs:
         if name in index:
             continue
-        codec.PREVIEW_FROM = 1 if name == "preview" else 2**19
+        codec.PREVIEW_FROM = 1 if name.startswith("preview") else 2**19
         codec.PREVIEW_SIDE = 16
         codec.PREVIEW_SHARE = 1
         encoded = codec.encode(

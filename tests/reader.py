@@ -34,12 +34,8 @@ def codestream(number: int, data: bytes, width: int, height: int, channels: int)
 def jpeg2000(data: bytes) -> bytes:
     """A codestream of the packets of storage 8."""
     levels, channels = data[0] & 7, 3 if data[0] & 8 else 1
-    numbers, at = [], 1
-    while len(numbers) < 2:
-        end = next(i for i in range(at, len(data)) if data[i] < 128) + 1
-        numbers.append(sum((data[i] & 127) << 7 * (i - at) for i in range(at, end)))
-        at = end
-    size = struct.pack(">II", *numbers)
+    sides, at = numbers(data, 1, 2)
+    size = struct.pack(">II", *sides)
     lowest = ["4000", "4824", "5F52", "6738", "6F20", "7720", "7F20"][levels]
     bands = [
         "7EE07EE07EA0",
@@ -94,6 +90,52 @@ def avif(obus: bytes, width: int, height: int) -> bytes:
     return kind + box(b"meta", *parts, box(b"iloc", place)) + box(b"mdat", obus)
 
 
+def numbers(data: bytes, at: int, count: int) -> tuple[list[int], int]:
+    found: list[int] = []
+    while len(found) < count:
+        end = next(i for i in range(at, len(data)) if data[i] < 128) + 1
+        found.append(sum((data[i] & 127) << 7 * (i - at) for i in range(at, end)))
+        at = end
+    return found, at
+
+
+def metadata(chunks: dict[bytes, bytes]) -> dict[str, bytes | None]:
+    plain = {"icc": b"iCCP", "exif": b"eXIF", "xmp": b"xMPD"}
+    if b"mETA" not in chunks:
+        return {name: chunks.get(kind) for name, kind in plain.items()}
+    assert not set(plain.values()) & set(chunks)
+    lengths, at = numbers(chunks[b"mETA"], 0, 3)
+    whole = imagecodecs.brotli_decode(chunks[b"mETA"][at:])
+    assert len(whole) == sum(lengths)
+    found: dict[str, bytes | None] = {}
+    for name, length in zip(("exif", "xmp", "icc"), lengths, strict=True):
+        found[name], whole = whole[:length] or None, whole[length:]
+    return found | {"icc": profile(found["icc"])}
+
+
+def profile(icc: bytes | None) -> bytes | None:
+    if icc is None or len(icc) < 132:
+        return icc
+    data = bytearray(icc)
+    tags = min(struct.unpack_from(">I", icc, 128)[0], (len(icc) - 132) // 12)
+    end = 132 + 12 * tags
+    for at in sorted({struct.unpack_from(">I", icc, 136 + 12 * i)[0] for i in range(tags)}):
+        if at < end or at + 12 > len(icc) or icc[at : at + 4] != b"curv":
+            continue
+        (n,) = struct.unpack_from(">I", icc, at + 8)
+        start = at + 12
+        if start + 2 * n > len(icc):
+            continue
+        end = start + 2 * n
+        last = before = 0
+        for i in range(n):
+            stored = icc[start + i] << 8 | icc[start + n + i]
+            d = stored // 2 if stored % 2 == 0 else -(stored + 1) // 2
+            last, before = (d + 2 * last - before) % 65536, last
+            struct.pack_into(">H", data, start + 2 * i, last)
+    return bytes(data)
+
+
 def read(data: bytes) -> dict[str, Any]:
     """Header fields, ``lr``, ``alpha`` and metadata of a file."""
     assert data[:8] == bytes.fromhex("894341520d0a1a0a")
@@ -130,6 +172,5 @@ def read(data: bytes) -> dict[str, Any]:
         "width": width, "height": height, "digest": head[14:20],
         "version": struct.unpack_from(">H", head, 20)[0], "model": head[22:].decode(),
         "lr": codestream(storage, chunks[b"LRIM"], lr_width, lr_height, channels),
-        "alpha": alpha, "icc": chunks.get(b"iCCP"), "exif": chunks.get(b"eXIF"),
-        "xmp": chunks.get(b"xMPD"),
+        "alpha": alpha, **metadata(chunks),
     }  # fmt: skip

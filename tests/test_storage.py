@@ -212,9 +212,10 @@ def test_jpeg2000_is_kept_without_its_headers(image: Any, quality: float) -> Non
     assert j2k.bare(whole) == data and j2k.codestream(whole) == whole
     assert len(whole) - len(data) > 70 and j2k.size(data) == j2k.size(whole) == size
     decoded = codec.decode(data, size, 3 if image.ndim == 3 else 1)
-    # any decoder takes it
+    # any decoder takes it; two builds of OpenJPEG may round a sample in a million differently
     with Image.open(io.BytesIO(whole)) as opened:
-        assert np.array_equal(np.asarray(opened), decoded)
+        other = np.abs(np.asarray(opened).astype(int) - decoded)
+        assert other.max() <= 1 and (other > 0).sum() <= 3
     # as it was written before, a whole codestream
     old = storage.by_number(3)
     assert old is storage.by_number(8) is codec

@@ -376,6 +376,7 @@ def _describe(source: str) -> dict[str, Any]:
         "quality_of": _QUALITIES[card.told] if card and not header.lossless_lr else None,
         "lr_bytes": len(file.lr),
         "alpha_bytes": len(file.alpha or b""),
+        "metadata_bytes": container.metadata_bytes(data),  # of the next three, as stored
         "icc_bytes": len(file.icc or b""),
         "exif_bytes": len(file.exif or b""),
         "xmp_bytes": len(file.xmp or b""),
