@@ -96,6 +96,28 @@ def test_metadata_reaches_the_decoded_file(folder: Path, photo: Image.Image) -> 
             assert bytes(found) == xmp, extension
 
 
+def test_what_a_photo_says_of_its_place_can_be_left_out(
+    folder: Path, photo: Image.Image, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "Carcodec" * 9
+    exif.get_ifd(0x8825)[1] = "N"  # GPS
+    photo.save(folder / "m.jpg", exif=exif, icc_profile=b"profile" * 9, xmp=b"<x/>" * 9)
+    sizes = {}
+    for option in ((), ("--strip",)):
+        assert run("encode", folder / "m.jpg", *FAST, *option, "--overwrite", "-q") == 0
+        assert run("info", folder / "m.carimg", "--json") == 0
+        (entry,) = json.loads(capsys.readouterr().out)
+        kept = (entry["exif_bytes"] > 0, entry["xmp_bytes"] > 0, entry["icc_bytes"] > 0)
+        assert kept == (not option, not option, True)
+        assert 0 < entry["metadata_bytes"] < 100
+        sizes[option] = entry["metadata_bytes"]
+        with Image.open(folder / "m.carimg") as image:
+            assert len(image.getexif()) == (0 if option else 2)
+            assert image.info["icc_profile"] == b"profile" * 9
+    assert sizes["--strip",] < sizes[()]
+
+
 def test_heic_comes_in_upright_with_its_metadata(
     folder: Path,
     photo: Image.Image,

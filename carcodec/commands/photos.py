@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -73,6 +74,9 @@ def encode(
         int | None,
         typer.Option(min=0, max=100, help="Store alpha lossily.", show_default="lossless"),
     ] = None,
+    strip: Annotated[
+        bool, typer.Option("--strip", help="Leave EXIF and XMP out; the colour profile stays.")
+    ] = False,
     effort: Annotated[
         int,
         typer.Option(
@@ -108,6 +112,8 @@ def encode(
     def one(source: str, target: str, report: Callable[[float], None]) -> str:
         start = time.perf_counter()
         photo = files.read_photo(source)
+        if strip:
+            photo = dataclasses.replace(photo, exif=None, xmp=None)
         options: dict[str, Any] = {
             "model": model,
             "scale": wanted,
