@@ -44,7 +44,11 @@ class _Part:
 
 
 def settle(
-    model: str = AUTO, storage_codec: str = AUTO, scale: int = 0, quality: Quality = AUTO
+    model: str = AUTO,
+    storage_codec: str = AUTO,
+    scale: int = 0,
+    quality: Quality = AUTO,
+    screen: bool = False,
 ) -> Setting:
     """What to encode with, where the user leaves something open.
 
@@ -56,6 +60,8 @@ def settle(
             open and models for the storage codec are installed; otherwise it is the storage
             codec's own quality. ``auto`` is :func:`default_quality` of the dial, or
             :data:`USUAL_QUALITY`, for models trained for the storage codec; lossless for others.
+        screen: the picture is screen content (:mod:`carcodec.screen`): the dial has scale 1 alone,
+            all the way down.
 
     Raises:
         ModelNotFoundError, StorageError: no such model, scale or storage codec.
@@ -81,7 +87,7 @@ def settle(
     if scale or not parts:
         return Setting(trained[-1], wanted, USUAL_QUALITY if given is None else given)
     turned = default_quality(wanted) if given is None else given
-    for part in parts:
+    for part in _full_size(parts) if screen else parts:
         if turned <= part.dial[1]:
             break
     (first, last), (low, high) = part.dial, part.quality
@@ -89,6 +95,16 @@ def settle(
     found = low + share * (high - low)
     whole = storage.by_name(wanted).whole
     return Setting(part.model, wanted, float(round(found)) if whole else round(found, 2))
+
+
+def _full_size(parts: tuple[_Part, ...]) -> tuple[_Part, ...]:
+    """A dial without its smaller images, down to its lowest quality; as it is if it has no others."""
+    whole = [part for part in parts if zoo.find(part.model).scale == 1]
+    if not whole:
+        return parts
+    lowest, first = parts[0], whole[0]
+    ends = (lowest.dial[0], first.dial[0]), (lowest.quality[0], first.quality[0])
+    return _Part(first.model, *ends), *whole
 
 
 def branches(storage_codec: str, scale: int = 0) -> list[str]:

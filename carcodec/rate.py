@@ -6,6 +6,7 @@ once; the downscaler runs once for each model that is tried.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,9 +18,12 @@ from PIL import Image
 from carcodec import codec, container, dial, metrics, pixels, storage
 from carcodec.dial import AUTO, Quality
 from carcodec.errors import StorageError
+from carcodec.screen import is_screen_content
 from carcodec.target import MOST_TRIALS, Target, TargetError, Trial, bisect, fill, gap, once
 
 __all__ = ["ALTERNATIVES", "REFINEMENT", "Target", "TargetError", "Trial", "encode", "meet"]
+
+log = logging.getLogger("carcodec")
 
 Report = Callable[[float], None]
 Picture = Image.Image | NDArray[Any] | pixels.Photo
@@ -67,6 +71,9 @@ def encode(
     """
     setting = dial.settle(model, storage_codec, scale, quality)
     taken = pixels.from_any(photo)
+    if model == AUTO and not scale and quality is not None and is_screen_content(taken.colour):
+        setting = dial.settle(model, storage_codec, scale, quality, screen=True)
+        log.info("screen content: %s stores it", setting.model)
     run: dict[str, Any] = {"alpha_quality": alpha_quality, "engine": engine, "threads": threads}
     search = _Search(taken, run, effort, progress)
     if effort < ALTERNATIVES or setting.quality is None:

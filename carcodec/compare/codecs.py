@@ -17,6 +17,7 @@ from PIL import Image, features
 from carcodec import codec as core
 from carcodec import dial, ensemble, storage, zoo
 from carcodec.errors import CompareError
+from carcodec.screen import is_screen_content
 
 __all__ = ["DIAL", "STANDARD", "Codec", "carcodecs", "standard"]
 
@@ -142,7 +143,9 @@ def _branch(model: str, storage_codec: str, engine: str, effort: int) -> Codec:
         qualities = _LR_QUALITIES.get(storage_codec, (5, 15, 25, 35, 45, 55, 65, 75, 85))
     made_for = card.storage == storage_codec
     return _own(
-        lambda quality: dial.Setting(model, storage_codec, quality if stored.lossy else None),
+        lambda quality, image: dial.Setting(
+            model, storage_codec, quality if stored.lossy else None
+        ),
         name=(model if made_for else f"{model}-{storage_codec}") + "+" * averaged,
         title=f"{model} v{card.version}, {stored.title}" + ", self-ensemble" * averaged,
         qualities=qualities,
@@ -163,12 +166,12 @@ def _dialled(engine: str, effort: int) -> Codec:
     text = repr([(digests[s.model], s.storage, s.quality) for s in settings])
     form = _form(settings[0].storage, effort)
     return _own(
-        lambda quality: dial.settle(quality=quality),
+        lambda quality, image: dial.settle(quality=quality, screen=is_screen_content(image)),
         name=DIAL,
         title="carcodec, --quality",
         qualities=tuple(sorted({float(turned) for turned in qualities})),
         how=f"dial {hashlib.sha256(text.encode()).hexdigest()[:12]}, effort {effort}, "
-        f"engine {engine}, files of form {form}",
+        f"engine {engine}, files of form {form}, screen content at full size",
         families=(DIAL,),
         engine=engine,
         effort=effort,
@@ -176,18 +179,18 @@ def _dialled(engine: str, effort: int) -> Codec:
 
 
 def _own(
-    setting: Callable[[float], dial.Setting],
+    setting: Callable[[float, Pixels], dial.Setting],
     *,
     engine: str,
     effort: int,
     averaged: bool = False,
     **about: Any,
 ) -> Codec:
-    """carcodec itself, at what ``setting`` makes of a quality."""
+    """carcodec itself, at what ``setting`` makes of a quality and a picture."""
     memory = threading.local()  # qualities of one photo follow each other: downscale it once
 
     def encode(image: Pixels, quality: float) -> bytes:
-        chosen = setting(quality)
+        chosen = setting(quality, image)
         if getattr(memory, "image", None) is not image or memory.model != chosen.model:
             memory.image, memory.model = image, chosen.model
             memory.prepared = core.prepare(image, model=chosen.model, engine=engine, threads=1)
