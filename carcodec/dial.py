@@ -98,7 +98,7 @@ def settle(
 
 
 def _full_size(parts: tuple[_Part, ...]) -> tuple[_Part, ...]:
-    """A dial without its smaller images, down to its lowest quality; as it is if it has no others."""
+    """A dial without its smaller images, down to the same quality; itself if it has no others."""
     whole = [part for part in parts if zoo.find(part.model).scale == 1]
     if not whole:
         return parts
