@@ -48,7 +48,7 @@ def settle(
     storage_codec: str = AUTO,
     scale: int = 0,
     quality: Quality = AUTO,
-    screen: bool = False,
+    full_size: bool = False,
 ) -> Setting:
     """What to encode with, where the user leaves something open.
 
@@ -60,8 +60,8 @@ def settle(
             open and models for the storage codec are installed; otherwise it is the storage
             codec's own quality. ``auto`` is :func:`default_quality` of the dial, or
             :data:`USUAL_QUALITY`, for models trained for the storage codec; lossless for others.
-        screen: the picture is screen content (:mod:`carcodec.screen`): the dial has scale 1 alone,
-            all the way down.
+        full_size: the picture needs it (:mod:`carcodec.detail`): the dial has scale 1 alone, all
+            the way down.
 
     Raises:
         ModelNotFoundError, StorageError: no such model, scale or storage codec.
@@ -87,7 +87,7 @@ def settle(
     if scale or not parts:
         return Setting(trained[-1], wanted, USUAL_QUALITY if given is None else given)
     turned = default_quality(wanted) if given is None else given
-    for part in _full_size(parts) if screen else parts:
+    for part in _full_size(parts) if full_size else parts:
         if turned <= part.dial[1]:
             break
     (first, last), (low, high) = part.dial, part.quality

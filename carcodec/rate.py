@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from carcodec import codec, container, dial, metrics, pixels, storage
+from carcodec.detail import needs_full_size
 from carcodec.dial import AUTO, Quality
 from carcodec.errors import StorageError
-from carcodec.screen import is_screen_content
 from carcodec.target import MOST_TRIALS, Target, TargetError, Trial, bisect, fill, gap, once
 
 __all__ = ["ALTERNATIVES", "REFINEMENT", "Target", "TargetError", "Trial", "encode", "meet"]
@@ -71,9 +71,9 @@ def encode(
     """
     setting = dial.settle(model, storage_codec, scale, quality)
     taken = pixels.from_any(photo)
-    if model == AUTO and not scale and quality is not None and is_screen_content(taken.colour):
-        setting = dial.settle(model, storage_codec, scale, quality, screen=True)
-        log.info("screen content: %s stores it", setting.model)
+    if model == AUTO and not scale and quality is not None and needs_full_size(taken.colour):
+        setting = dial.settle(model, storage_codec, scale, quality, full_size=True)
+        log.info("%s stores a picture that half the size would lose", setting.model)
     run: dict[str, Any] = {"alpha_quality": alpha_quality, "engine": engine, "threads": threads}
     search = _Search(taken, run, effort, progress)
     if effort < ALTERNATIVES or setting.quality is None:

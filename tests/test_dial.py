@@ -66,8 +66,8 @@ def test_the_dial_climbs_through_the_scales(storage: str) -> None:
 
 
 @pytest.mark.parametrize("storage", ["avif", "jpeg2000"])
-def test_for_screen_content_the_dial_has_full_size_alone(storage: str) -> None:
-    walk = [settle(storage_codec=storage, quality=q, screen=True) for q in range(101)]
+def test_where_a_picture_needs_it_the_dial_has_full_size_alone(storage: str) -> None:
+    walk = [settle(storage_codec=storage, quality=q, full_size=True) for q in range(101)]
     assert {s.model for s in walk} == {f"car-x1-{storage}"}
     qualities = [s.quality or 0.0 for s in walk]
     assert qualities == sorted(qualities)
@@ -76,9 +76,9 @@ def test_for_screen_content_the_dial_has_full_size_alone(storage: str) -> None:
     usual = [settle(storage_codec=storage, quality=q) for q in range(101)]
     assert all(s == t for s, t in zip(walk, usual, strict=True) if t.model == s.model)
     # what is asked for is not overruled
-    assert settle(scale=2, screen=True) == settle(scale=2)
-    assert settle(model="car-x2", screen=True) == settle(model="car-x2")
-    assert settle(quality=None, screen=True) == settle(quality=None)
+    assert settle(scale=2, full_size=True) == settle(scale=2)
+    assert settle(model="car-x2", full_size=True) == settle(model="car-x2")
+    assert settle(quality=None, full_size=True) == settle(quality=None)
 
 
 @pytest.mark.parametrize("storage", ["avif", "jpeg2000"])

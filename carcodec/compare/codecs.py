@@ -16,8 +16,8 @@ from PIL import Image, features
 
 from carcodec import codec as core
 from carcodec import dial, ensemble, storage, zoo
+from carcodec.detail import needs_full_size
 from carcodec.errors import CompareError
-from carcodec.screen import is_screen_content
 
 __all__ = ["DIAL", "STANDARD", "Codec", "carcodecs", "standard"]
 
@@ -166,12 +166,12 @@ def _dialled(engine: str, effort: int) -> Codec:
     text = repr([(digests[s.model], s.storage, s.quality) for s in settings])
     form = _form(settings[0].storage, effort)
     return _own(
-        lambda quality, image: dial.settle(quality=quality, screen=is_screen_content(image)),
+        lambda quality, image: dial.settle(quality=quality, full_size=needs_full_size(image)),
         name=DIAL,
         title="carcodec, --quality",
         qualities=tuple(sorted({float(turned) for turned in qualities})),
         how=f"dial {hashlib.sha256(text.encode()).hexdigest()[:12]}, effort {effort}, "
-        f"engine {engine}, files of form {form}, screen content at full size",
+        f"engine {engine}, files of form {form}, what needs it at full size",
         families=(DIAL,),
         engine=engine,
         effort=effort,

@@ -1,4 +1,4 @@
-"""Screenshots and drawings keep their text: they are told from photos, and stored at full size."""
+"""What half the size would lose, text above all, is recognised and stored at full size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import carcodec
 from carcodec import container, metrics, pixels
-from carcodec.screen import is_screen_content
+from carcodec.detail import needs_full_size
 
 PHOTOS = sorted((Path(__file__).parent / "photos").glob("*.png"))
 ENGINE = {"engine": "onnxruntime"}
@@ -41,28 +41,36 @@ def _jpeg(image: Image.Image) -> Image.Image:
 
 
 @pytest.mark.parametrize("path", PHOTOS, ids=lambda p: p.stem)
-def test_photos_are_not_drawn(path: Path) -> None:
+def test_half_the_size_serves_photos(path: Path) -> None:
     with Image.open(path) as image:
         photo = image.convert("RGB")
-    assert not is_screen_content(np.asarray(photo))
-    assert not is_screen_content(np.asarray(_jpeg(photo)))
-    assert not is_screen_content(np.asarray(photo.convert("L")))
+    assert not needs_full_size(np.asarray(photo))
+    assert not needs_full_size(np.asarray(_jpeg(photo)))
+    assert not needs_full_size(np.asarray(photo.convert("L")))
     blurred = photo.resize((photo.width // 8, photo.height // 8)).resize(photo.size)
-    assert not is_screen_content(np.asarray(blurred))
+    assert not needs_full_size(np.asarray(blurred))
 
 
-def test_screenshots_are_drawn_in_whatever_form(screenshot: Image.Image) -> None:
+def test_screenshots_need_full_size_in_whatever_form(screenshot: Image.Image) -> None:
     colour = np.asarray(screenshot)
-    assert is_screen_content(colour)
-    assert is_screen_content(colour.astype(np.uint16) * 257)
-    assert is_screen_content(np.asarray(_jpeg(screenshot)))
-    assert is_screen_content(np.asarray(ImageOps.invert(screenshot)))
+    assert needs_full_size(colour)
+    assert needs_full_size(colour.astype(np.uint16) * 257)
+    assert needs_full_size(np.asarray(_jpeg(screenshot)))
+    assert needs_full_size(np.asarray(ImageOps.invert(screenshot)))
     for mode in ("L", "1", "P", "RGBA"):
-        assert is_screen_content(pixels.from_image(screenshot.convert(mode)).colour), mode
+        assert needs_full_size(pixels.from_image(screenshot.convert(mode)).colour), mode
     # the bottom of a large one as well
     tall = Image.new("RGB", (480, 900), "white")
     tall.paste(screenshot, (0, 600))
-    assert is_screen_content(np.asarray(tall))
+    assert needs_full_size(np.asarray(tall))
+
+
+def test_patterns_of_two_pixels_need_full_size(taipei: Image.Image) -> None:
+    photo = np.asarray(taipei)[:300, :300]
+    lattice = (np.indices((300, 300)).sum(0) % 4 < 2)[..., None]
+    assert needs_full_size(np.where(lattice, photo, 255 - photo // 2))
+    coarse = (np.indices((300, 300)).sum(0) % 64 < 32)[..., None]
+    assert not needs_full_size(np.where(coarse, photo, 255 - photo // 2))
 
 
 @given(
@@ -75,8 +83,8 @@ def test_screenshots_are_drawn_in_whatever_form(screenshot: Image.Image) -> None
     )
 )
 def test_every_picture_has_an_answer(colour: pixels.Plane) -> None:
-    assert is_screen_content(colour) in (True, False)
-    assert not is_screen_content(np.full_like(colour, 7))
+    assert needs_full_size(colour) in (True, False)
+    assert not needs_full_size(np.full_like(colour, 7))
 
 
 def test_a_screenshot_keeps_its_text_at_every_quality(screenshot: Image.Image) -> None:
