@@ -414,8 +414,23 @@ def test_summary_names_everything(found: Comparison) -> None:
     for line in summary.lines(found, branches=True):
         console.print(line)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "BD-rate at equal PSNR, RGB, 0.1–3 bpp, 2 pictures" in text
+    assert "BD-rate, %, at equal PSNR, RGB, 0.1–3 bpp, 2 pictures" in text
     assert "SSIM, Y" in text and "tiny-x2 v1, JPEG 2000" in text and "gif" in text
+
+
+def test_summary_fits_a_terminal_of_80_columns(found: Comparison) -> None:
+    console = Console(width=80, file=io.StringIO())
+    for line in summary.lines(found):
+        console.print(line)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    rows = [line.split("│") for line in text.splitlines() if line.startswith("│")]
+    assert len(rows) == len(found.metrics) * len(found.anchors)
+    for row, anchor in zip(rows, [*found.anchors] * len(found.metrics), strict=True):
+        assert row[1].strip() == found.title(anchor)
+    for metric, row in zip(found.metrics, rows[:: len(found.anchors)], strict=True):
+        deltas = found.bd_rate(found.anchors[0], metric)
+        assert row[2].split()[0] == f"{deltas[found.ours[0]].mean:+.1f}"
+    assert "…" not in text
 
 
 def test_command_line_says_what_is_wrong(folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from carcodec.compare.comparison import Comparison
+from carcodec.compare.comparison import Comparison, Delta
 
 __all__ = ["lines"]
 
@@ -24,26 +24,21 @@ def lines(comparison: Comparison, branches: bool = False) -> list[Any]:
     found: list[Any] = []
     for metric in comparison.metrics:
         title = comparison.measure(metric).title
-        table = Table(
-            "bits, %",
-            *(comparison.title(anchor) for anchor in anchors),
-            title=f"BD-rate at equal {title}, {low:g}–{high:g} bpp, "
-            f"{count} picture{'s' * (count != 1)}; negative is fewer",
-            title_justify="left",
-        )
         deltas = {anchor: comparison.bd_rate(anchor, metric) for anchor in anchors}
-        for name in shown:
-            row = [comparison.title(name)]
-            for anchor in anchors:
-                delta = deltas[anchor].get(name)
-                if delta is None:
-                    row.append("")
-                elif math.isnan(delta.mean):
-                    row.append("no overlap")
-                else:
-                    few = "" if delta.overlapping == count else f" ({delta.overlapping})"
-                    row.append(f"{delta.mean:+.1f}{few}")
-            table.add_row(*row)
+        # few columns and many rows, as a terminal of 80 columns has them
+        turned = len(shown) < len(anchors)
+        across, down = (shown, anchors) if turned else (anchors, shown)
+        found.append(
+            f"BD-rate, %, at equal {title}, {low:g}–{high:g} bpp, "
+            f"{count} picture{'s' * (count != 1)}; negative is fewer bits"
+        )
+        titles = (comparison.title(name) for name in across)
+        table = Table("against" if turned else "of / against", *titles)
+        table.columns[0].no_wrap = True
+        for name in down:
+            pairs = [(name, other) if turned else (other, name) for other in across]
+            cells = [_cell(deltas[anchor].get(ours), count) for anchor, ours in pairs]
+            table.add_row(comparison.title(name), *cells)
         found.append(table)
         if "carcodec" in comparison.families:
             for anchor in anchors:
@@ -55,3 +50,12 @@ def lines(comparison: Comparison, branches: bool = False) -> list[Any]:
                             f"{better} is better, of carcodec and {comparison.title(anchor)}"
                         )
     return found
+
+
+def _cell(delta: Delta | None, count: int) -> str:
+    if delta is None:
+        return ""
+    if math.isnan(delta.mean):
+        return "no overlap"
+    few = "" if delta.overlapping == count else f" ({delta.overlapping})"
+    return f"{delta.mean:+.1f}{few}"
