@@ -55,7 +55,8 @@ def encode(
         quality: 0…100; ``None`` stores the small image losslessly. What the number means is
             said at :func:`carcodec.dial.settle`.
         model: an installed model, of which the newest version is taken, or ``auto``.
-        scale: 0 leaves it open.
+        scale: 0 leaves it open. Where the model is, too, a picture that half the size would lose
+            (:mod:`carcodec.detail`) is stored at full size, unless losslessly.
         storage_codec: png, jpegls, jpeg2000, jpegxl, avif, webp or ``auto``.
         alpha_quality: 0…100 stores alpha lossily as WebP; ``None`` losslessly.
         engine, threads: what runs the networks, and on how many threads everything; 0 is all.
