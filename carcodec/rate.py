@@ -73,8 +73,9 @@ def encode(
     setting = dial.settle(model, storage_codec, scale, quality)
     taken = pixels.from_any(photo)
     if model == AUTO and not scale and quality is not None and needs_full_size(taken.colour):
-        setting = dial.settle(model, storage_codec, scale, quality, full_size=True)
-        log.info("%s stores a picture that half the size would lose", setting.model)
+        usual, setting = setting, dial.settle(model, storage_codec, scale, quality, full_size=True)
+        if setting.model != usual.model:
+            log.info("half the size would lose this picture: %s stores it", setting.model)
     run: dict[str, Any] = {"alpha_quality": alpha_quality, "engine": engine, "threads": threads}
     search = _Search(taken, run, effort, progress)
     if effort < ALTERNATIVES or setting.quality is None:

@@ -109,3 +109,11 @@ def test_a_screenshot_keeps_its_text_at_every_quality(screenshot: Image.Image) -
 def test_where_no_model_has_full_size_a_smaller_one_serves(screenshot: Image.Image) -> None:
     encoded = carcodec.encode(screenshot, storage_codec="webp", quality=50, **ENGINE)
     assert encoded.header.scale == 2
+
+
+def test_the_log_says_why(screenshot: Image.Image, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "carcodec")
+    for options, said in (({}, True), ({"quality": 90}, False), ({"scale": 2}, False)):
+        caplog.clear()
+        carcodec.encode(screenshot, **options, **ENGINE)  # type: ignore[arg-type]
+        assert ("half the size would lose this picture" in caplog.text) == said
