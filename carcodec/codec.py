@@ -7,6 +7,7 @@ photo ← pixels ← upscaler   ← LR ← storage codec ← container ← bytes
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -135,6 +136,11 @@ class Prepared:
     alpha_storage: int
     alpha_quality: int | None
 
+    @functools.cached_property
+    def previews(self) -> dict[tuple[int, int], container.Preview]:
+        """Previews made so far, by divisor of the side and quality: a search stores LR often."""
+        return {}
+
 
 def prepare(
     photo: Image.Image | NDArray[Any] | pixels.Photo,
@@ -205,7 +211,7 @@ def store(
         photo.icc,
         photo.exif,
         photo.xmp,
-        None if photo.alpha is not None else _preview(prepared.small, len(lr) * PREVIEW_SHARE),
+        None if photo.alpha is not None else _preview(prepared, len(lr) * PREVIEW_SHARE),
     )
     return Encoded(container.write(file), header, quality)
 
@@ -575,17 +581,24 @@ def _window(start: int, length: int, stop: int, card: zoo.ModelCard) -> tuple[sl
     return slice(first, last), start - first * card.scale
 
 
-def _preview(small: storage.Pixels, budget: float) -> container.Preview | None:
+def _preview(prepared: Prepared, budget: float) -> container.Preview | None:
+    small, made = prepared.small, prepared.previews
     if small.shape[0] * small.shape[1] <= PREVIEW_FROM:
         return None
-    codec = storage.by_name("avif")
-    for side, quality in ((1, 40), (1, 30), (2, 40)):
-        image = Image.fromarray(small)
-        image.thumbnail((PREVIEW_SIDE // side, PREVIEW_SIDE // side), Image.Resampling.LANCZOS)
-        data = codec.encode(np.asarray(image), quality, effort=2)
-        if len(data) <= budget:
-            return container.Preview(codec.number, image.width, image.height, data)
+    for form in ((1, 40), (1, 30), (2, 40)):
+        if form not in made:
+            made[form] = _reduced(small, *form)
+        if len(made[form].data) <= budget:
+            return made[form]
     return None
+
+
+def _reduced(small: storage.Pixels, divisor: int, quality: int) -> container.Preview:
+    codec, side = storage.by_name("avif"), PREVIEW_SIDE // divisor
+    image = Image.fromarray(small)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    data = codec.encode(np.asarray(image), quality, effort=2)
+    return container.Preview(codec.number, image.width, image.height, data)
 
 
 def _alpha(file: container.Carimg, threads: int = 0) -> NDArray[np.uint8] | None:

@@ -407,6 +407,11 @@ def test_large_photos_carry_a_preview(monkeypatch: pytest.MonkeyPatch, photo: Im
             assert preview is not None and preview.width in sides
             assert len(preview.data) < len(whole.preview.data)
     monkeypatch.setattr(codec, "PREVIEW_SHARE", 1)
+    prepared = codec.prepare(photo, model="tiny-x2")
+    other = dataclasses.replace(prepared, small=255 - prepared.small)  # with previews of its own
+    stored = [container.read(codec.store(p, "png").data).preview for p in (prepared, other)]
+    assert stored[0] == whole.preview != stored[1]
+    assert len(prepared.previews) == 1
     monkeypatch.setattr(codec, "PREVIEW_FROM", 48 * 32)
     assert container.read(carcodec.encode(photo, model="tiny-x2").data).preview is None
 
