@@ -8,15 +8,29 @@ It was measured once, on photos that no evaluation uses (benchmarks/dial.py).
 from __future__ import annotations
 
 import functools
+import logging
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from carcodec import storage, zoo
+from carcodec.detail import needs_full_size
 from carcodec.errors import StorageError
+from carcodec.pixels import Plane
 
-__all__ = ["AUTO", "USUAL_QUALITY", "Quality", "Setting", "branches", "default_quality", "settle"]
+__all__ = [
+    "AUTO",
+    "USUAL_QUALITY",
+    "Quality",
+    "Setting",
+    "branches",
+    "default_quality",
+    "settle",
+    "suited",
+]
+
+log = logging.getLogger("carcodec")
 
 AUTO: Final = "auto"
 USUAL_QUALITY = 50  # of a storage codec, where the model or scale is given
@@ -95,6 +109,25 @@ def settle(
     found = low + share * (high - low)
     whole = storage.by_name(wanted).whole
     return Setting(part.model, wanted, float(round(found)) if whole else round(found, 2))
+
+
+def suited(
+    colour: Plane,
+    model: str = AUTO,
+    storage_codec: str = AUTO,
+    scale: int = 0,
+    quality: Quality = AUTO,
+) -> Setting:
+    """:func:`settle` for one picture: at full size if it needs that and the choice is open.
+
+    ``colour`` is looked at only where that makes a difference.
+    """
+    usual = settle(model, storage_codec, scale, quality)
+    full = settle(model, storage_codec, scale, quality, full_size=True)
+    if full == usual or not needs_full_size(colour):
+        return usual
+    log.info("half the size would lose this picture: %s stores it", full.model)
+    return full
 
 
 def _full_size(parts: tuple[_Part, ...]) -> tuple[_Part, ...]:

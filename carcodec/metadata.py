@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -131,5 +130,5 @@ def _expanded(packed: bytes, length: int) -> bytes:
     return whole
 
 
-def _missing(error: Any) -> bool:
+def _missing(error: Exception) -> bool:
     return type(error).__name__ == "DelayedImportError"

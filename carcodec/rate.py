@@ -6,7 +6,6 @@ once; the downscaler runs once for each model that is tried.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,14 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from carcodec import codec, container, dial, metrics, pixels, storage
-from carcodec.detail import needs_full_size
 from carcodec.dial import AUTO, Quality
 from carcodec.errors import StorageError
 from carcodec.target import MOST_TRIALS, Target, TargetError, Trial, bisect, fill, gap, once
 
 __all__ = ["ALTERNATIVES", "REFINEMENT", "Target", "TargetError", "Trial", "encode", "meet"]
-
-log = logging.getLogger("carcodec")
 
 Report = Callable[[float], None]
 Picture = Image.Image | NDArray[Any] | pixels.Photo
@@ -70,12 +66,10 @@ def encode(
         ModelNotFoundError, EngineError, StorageError: as their names say.
         MissingDependencyError: the effort needs an extra that is not installed.
     """
-    setting = dial.settle(model, storage_codec, scale, quality)
+    asked = (model, storage_codec, scale, quality)
+    dial.settle(*asked)  # what is wrong with these comes first
     taken = pixels.from_any(photo)
-    if model == AUTO and not scale and quality is not None and needs_full_size(taken.colour):
-        usual, setting = setting, dial.settle(model, storage_codec, scale, quality, full_size=True)
-        if setting.model != usual.model:
-            log.info("half the size would lose this picture: %s stores it", setting.model)
+    setting = dial.suited(taken.colour, *asked)
     run: dict[str, Any] = {"alpha_quality": alpha_quality, "engine": engine, "threads": threads}
     search = _Search(taken, run, effort, progress)
     if effort < ALTERNATIVES or setting.quality is None:

@@ -16,7 +16,6 @@ from PIL import Image, features
 
 from carcodec import codec as core
 from carcodec import dial, ensemble, storage, zoo
-from carcodec.detail import needs_full_size
 from carcodec.errors import CompareError
 
 __all__ = ["DIAL", "STANDARD", "Codec", "carcodecs", "standard"]
@@ -166,7 +165,7 @@ def _dialled(engine: str, effort: int) -> Codec:
     text = repr([(digests[s.model], s.storage, s.quality) for s in settings])
     form = _form(settings[0].storage, effort)
     return _own(
-        lambda quality, image: dial.settle(quality=quality, full_size=needs_full_size(image)),
+        lambda quality, image: dial.suited(image, quality=quality),
         name=DIAL,
         title="carcodec, --quality",
         qualities=tuple(sorted({float(turned) for turned in qualities})),
