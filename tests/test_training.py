@@ -473,6 +473,8 @@ def test_what_is_stored_is_drawn_many_times(
     trainer, gain = trained(recipe(tmp_path, **changes), data)
     assert gain > 0
     assert trainer.stock is not None and trainer.stock.coded > 12
+    # what a network shrinks is coded more than once
+    assert trainer.stock.often == (1 if family == "none" else 4)
     trainer.close()
 
 
@@ -482,7 +484,7 @@ def test_the_stock_is_what_the_codec_makes_of_photos(scale: int, taipei: Image.I
     stock = Stock(
         6, drawn.batch, lambda image: image[..., ::scale, ::scale],
         lambda count: torch.full((count,), 90.0), "jpeg2000", "step", drawn.random,
-        torch.device("cpu"), 1,
+        torch.device("cpu"), 1, scale,
     )  # fmt: skip
     try:
         image, small, told, missed = stock.draw(40, 16)
@@ -665,6 +667,30 @@ def test_a_run_can_start_from_anothers_weights(tmp_path: Path, data: Path) -> No
             load_recipe(path), data, tmp_path / "third", minutes=0.01,
             init=tmp_path / "first" / "checkpoint.pt",
         )  # fmt: skip
+
+
+def test_another_upscaler_is_trained_for_a_downscaler_that_is_there(
+    tmp_path: Path, data: Path
+) -> None:
+    """It starts afresh, and the small images are those of the first."""
+    cell: dict[str, object] = {"cell": 1}
+    first = load_recipe(recipe(tmp_path, **cell))
+    loop.train(first, data, tmp_path / "first", minutes=0.02)
+    checkpoint = tmp_path / "first" / "checkpoint.pt"
+    alone: dict[str, object] = {"codec": "webp", "real": "true", "downscaler_rate": 0.0}
+    path = recipe(tmp_path, **cell, **alone, stride=2)
+    loop.train(load_recipe(path), data, tmp_path / "second", minutes=0.02, init=checkpoint)
+    cards = [
+        zoo.load_card(export(tmp_path / run / "checkpoint.pt", tmp_path / f"{run}-models"))
+        for run in ("first", "second")
+    ]
+    assert cards[0].downscaler.sha256 == cards[1].downscaler.sha256
+    # one that learns, too, has nothing to start from, and one of another size does not fit
+    text = path.read_text()
+    for change in (("downscaler_rate = 0.0", ""), ("head_width = 8", "head_width = 6")):
+        path.write_text(text.replace(*change))
+        with pytest.raises(TrainingError, match="another size than the recipe's"):
+            loop._Trainer(load_recipe(path), data, torch.device("cpu")).start_from(checkpoint)
 
 
 def test_a_run_can_start_from_a_model(

@@ -35,6 +35,7 @@ from carcodec.zoo import halves
 __all__ = ["Progress", "build_networks", "load_checkpoint", "train"]
 
 _WATCHED = 10  # steps before each search for dead features: watching takes time
+_OFTEN = 4  # qualities that LR of a part of a photo is stored at, where a network makes it
 _CUTS = 2  # patches of each part of a photo that the storage codec is given whole
 
 
@@ -140,6 +141,7 @@ class _Trainer:
             self.stock = Stock(
                 schedule.stock, self._wholes, self._shrunk, self._drawn, schedule.codec,
                 schedule.told, self.patches.random, device,
+                often=1 if recipe.downscaler.family == "none" else _OFTEN,
             )  # fmt: skip
         self.step = 0
         self.revived = 0  # features, so far
@@ -458,10 +460,11 @@ class _Trainer:
         What that run lacks or has in another size starts afresh: a conditioned upscaler may start
         from one that is not (its gains are then 1), another scale from the features of this one,
         a downscaler of any size from bicubic. An EDSR that is wider or deeper begins by computing
-        what the smaller one does (:meth:`.car.EDSR.grown`).
+        what the smaller one does (:meth:`.car.EDSR.grown`). Where the upscaler learns alone, a
+        downscaler that fits is enough: for it another upscaler is trained.
 
         Raises:
-            TrainingError: fewer than half of the upscaler's weights fit.
+            TrainingError: fewer than half of the upscaler's weights fit, nor does that downscaler.
         """
         own, other = self._weights(), _given_weights(path)
         if isinstance(self.upscaler, car.EDSR):
@@ -471,7 +474,9 @@ class _Trainer:
         fits = {k: v for k, v in other.items() if k in own and own[k].shape == v.shape}
         side = "upscaler" if any(True for _ in self.upscaler.parameters()) else "downscaler"
         taken = sum(v.numel() for k, v in fits.items() if k.startswith(side))
-        if taken < sum(v.numel() for k, v in own.items() if k.startswith(side)) / 2:
+        kept = {k for k in own if k.startswith("downscaler") and not self._downscaler_learns}
+        enough = kept and kept <= set(fits)
+        if not enough and taken < sum(v.numel() for k, v in own.items() if k.startswith(side)) / 2:
             raise TrainingError(f"{path} holds {side} weights of another size than the recipe's")
         self._put(own | fits)
         self.average = {k: v.clone() for k, v in self._weights().items()}

@@ -41,6 +41,7 @@ class Stock:
         random: draws patches.
         processes: that code; one for each core but one, or two where a GPU is to be kept busy, if
             it is left out.
+        often: qualities that LR of a part is coded at, as making it takes the training's own time.
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class Stock:
         random: np.random.Generator,
         device: torch.device,
         processes: int = 0,
+        often: int = 1,
     ) -> None:
-        self.size, self.codec, self.told = size, codec, told
+        self.size, self.codec, self.told, self.often = size, codec, told, often
         self.wholes, self.shrunk, self.qualities = wholes, shrunk, qualities
         self.random, self.device = random, device
         self.coded = 0  # so far
@@ -105,8 +107,9 @@ class Stock:
         with torch.cuda.stream(self._stream):
             # no more at a time than training keeps up with
             wanted = 2 * self._processes - len(self._waiting)
-            if wanted := wanted if block else min(wanted, _EACH):
-                self._start(wanted)
+            wanted = wanted if block else min(wanted, _EACH)
+            if wanted > 0:
+                self._start(-(-wanted // self.often))
             done, _ = wait(self._waiting, None if block else 0, FIRST_COMPLETED)
             for future in done:
                 high = self._waiting.pop(future)
@@ -119,10 +122,11 @@ class Stock:
         small = self.shrunk(wholes).clamp(0, 1).mul(255).round().byte()
         levels = small.permute(0, 2, 3, 1).contiguous().cpu().numpy()
         high = wholes.mul(255).round().byte()
-        qualities = self.qualities(count).round().int().tolist()
+        qualities = self.qualities(self.often * count).round().int().tolist()
         for i, quality in enumerate(qualities):
-            future = self._pool.submit(coding.stored, self.codec, levels[i], quality, self.told)
-            self._waiting[future] = high[i]
+            level = levels[i % count]
+            future = self._pool.submit(coding.stored, self.codec, level, quality, self.told)
+            self._waiting[future] = high[i % count]
 
     def _put(self, high: Tensor, low: Tensor, told: float) -> None:
         low = low.to(self.device)
