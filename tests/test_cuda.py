@@ -292,7 +292,11 @@ ENTRIES = [
 
 KERNELS = {
     resampler: (ENTRIES, "sm_75", ["sm_75", "sm_86", "sm_90", "sm_120"]),
-    convolution: (["carcodec_convolve_48"], "sm_80", ["sm_80", "sm_90", "sm_120"]),
+    convolution: (
+        [convolution.entry(count) for count in convolution.FEATURES],
+        "sm_80",
+        ["sm_80", "sm_90", "sm_120"],
+    ),
 }
 
 

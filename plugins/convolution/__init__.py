@@ -25,7 +25,7 @@ __all__ = [
 
 SOURCE = Path(__file__).with_name("convolution.cu")  # needs no headers
 ARCHITECTURE = "compute_80"  # the first with these instructions
-FEATURES = (48,)  # of which there is a kernel
+FEATURES = (32, 48)  # of which there are kernels
 THREADS = 128
 _TILE = 16
 

@@ -246,4 +246,5 @@ static __device__ __forceinline__ void convolve(const half_bits *features,
                               half_bits *result) {                                                \
         convolve<C>(features, weights, bias, residual, n, h, w, result);                          \
     }
+FEATURES(32, 3)
 FEATURES(48, 3)
