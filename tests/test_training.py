@@ -501,6 +501,40 @@ def test_the_stock_is_what_the_codec_makes_of_photos(scale: int, taipei: Image.I
         stock.close()
 
 
+def test_a_teachers_restorations_stand_in_for_photos(
+    tmp_path: Path, data: Path, taipei: Image.Image
+) -> None:
+    drawn = Patches([np.asarray(taipei)], 64, seed=3)
+    stock = Stock(
+        2, drawn.batch, lambda image: image[..., ::2, ::2],
+        lambda count: torch.full((count,), 20.0), "avif", "quality", drawn.random,
+        torch.device("cpu"), 1, 2, "car-x2-avif",
+    )  # fmt: skip
+    try:
+        image, small, told, missed = stock.draw(1, 32)
+    finally:
+        stock.close()
+    levels = [np.rint(t[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8) for t in (image, small)]
+    card, run = zoo.find("car-x2-avif"), "onnxruntime"
+    wanted = codec.upscale(levels[1], (64, 64), 8, card, run, 1, quality=20)
+    assert told.tolist() == pytest.approx([0.2]) and np.array_equal(levels[0], wanted)
+    assert missed > 1e-4  # of the photo itself
+    # a recipe for it, and one that it cannot teach
+    changes: dict[str, object] = {"family": "car", "cell": 1, "codec": "avif", "real": "true"}
+    changes |= {"downscaler_rate": 0.0, "whole": 64, "stock": 4, "conditioned": "true"}
+    path = recipe(tmp_path, **changes)
+    path.write_text(path.read_text() + 'teacher = "car-x2-avif"\n')
+    trainer, _ = trained(path, data, steps=3)
+    assert trainer.stock is not None and trainer.stock.teacher == "car-x2-avif"
+    trainer.close()
+    path.write_text(path.read_text().replace("car-x2-avif", "car-x4-avif"))
+    with pytest.raises(TrainingError, match="car-x4-avif is of scale 4, the recipe of 2"):
+        loop._Trainer(load_recipe(path), data, torch.device("cpu"))
+    path.write_text(path.read_text().replace("car-x4-avif", "nobody"))
+    with pytest.raises(ModelNotFoundError, match="model nobody is not installed"):
+        loop._Trainer(load_recipe(path), data, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_scale_one_restores_what_storage_lost(
     stride: int, tmp_path: Path, data: Path, taipei: Image.Image, monkeypatch: pytest.MonkeyPatch
@@ -810,6 +844,7 @@ def test_baselines_train_and_are_not_exported(tmp_path: Path, data: Path) -> Non
             "whole must be a multiple of 2",
         ),
         ('name = "x"\nscale = 2\n[training]\nstock = 9', "stock wants whole"),
+        ('name = "x"\nscale = 2\n[training]\nteacher = "car-x2"', "teacher wants stock"),
         (
             'name = "x"\nscale = 1\n[downscaler]\nfamily = "none"\n[training]\nreal = true\n'
             'codec = "avif"\nwhole = 128\nstock = -1',

@@ -10,9 +10,9 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-from carcodec import coarseness, storage
+from carcodec import coarseness, codec, storage, zoo
 
-__all__ = ["begin", "stored"]
+__all__ = ["begin", "stored", "taught"]
 
 _EFFORT = 2  # of the storage codec
 
@@ -42,7 +42,18 @@ def stored(
     With less effort than photos get: what is lost is much the same, and AVIF's speed 5 would take
     longer than the networks.
     """
-    codec = storage.by_name(name)
-    data = codec.encode(image, quality, 1, _EFFORT)
-    found = codec.decode(data, (image.shape[1], image.shape[0]), 3, 1)
-    return found, coarseness.told(told, codec, image, quality, data, 1)
+    chosen = storage.by_name(name)
+    data = chosen.encode(image, quality, 1, _EFFORT)
+    found = chosen.decode(data, (image.shape[1], image.shape[0]), 3, 1)
+    return found, coarseness.told(told, chosen, image, quality, data, 1)
+
+
+def taught(
+    name: str, image: NDArray[np.uint8], quality: int, told: str, teacher: str
+) -> tuple[NDArray[np.uint8], int, NDArray[np.uint8]]:
+    """As :func:`stored`, and what a model restores of it, ``(H, W, 3)``."""
+    found, says = stored(name, image, quality, told)
+    card = zoo.find(teacher)
+    size = (card.scale * image.shape[1], card.scale * image.shape[0])
+    restored = codec.upscale(found, size, 8, card, "onnxruntime", 1, quality=says)
+    return found, says, restored.astype(np.uint8, copy=False)

@@ -137,11 +137,16 @@ class _Trainer:
             else:
                 self.downscaler.compile()
         self.stock: Stock | None = None
+        if schedule.teacher and (card := zoo.find(schedule.teacher)).scale != recipe.scale:
+            raise TrainingError(
+                f"the teacher {card.name} is of scale {card.scale}, the recipe of {recipe.scale}"
+            )
         if schedule.stock:
             self.stock = Stock(
                 schedule.stock, self._wholes, self._shrunk, self._drawn, schedule.codec,
                 schedule.told, self.patches.random, device,
                 often=1 if recipe.downscaler.family == "none" else _OFTEN,
+                teacher=schedule.teacher,
             )  # fmt: skip
         self.step = 0
         self.revived = 0  # features, so far

@@ -43,7 +43,10 @@ class Schedule:
     the codec is given so many HR pixels a side, and patches are cut from what it gives back, as it
     shares bits out over a photo and not over a patch. ``stock`` holds so many of them and draws
     from them again, while processes, on all cores but one or two, code the next: for codecs that
-    take longer than the networks. ``told`` is what the upscaler is told, the codec's own
+    take longer than the networks. With a ``teacher`` the upscaler learns what that installed model
+    restores of the same small images, and not the photos: nothing that no network can know of them
+    is in its way (G. Hinton, O. Vinyals and J. Dean, "Distilling the knowledge in a neural
+    network", 2015). ``told`` is what the upscaler is told, the codec's own
     ``quality`` or the ``step`` that it came to (:mod:`carcodec.coarseness`), for codecs whose
     quality is that of the whole image. ``bounds`` weighs an L1 distance of LR from [0, 1].
     ``lossless`` adds ``rate`` times the bits that lossless storage would take to the plain loss.
@@ -85,6 +88,7 @@ class Schedule:
     whole: int = 0
     stock: int = 0
     told: str = "quality"
+    teacher: str = ""
     tint: float = 0.0
     decimate: float = 0.0
     ssim: float = 0.0
@@ -192,6 +196,10 @@ def load_recipe(path: Path) -> Recipe:
     if recipe.training.stock and not recipe.training.whole:
         raise RecipeError(
             f"{path} [training]: stock wants whole: it holds what patches are cut from"
+        )
+    if recipe.training.teacher and not recipe.training.stock:
+        raise RecipeError(
+            f"{path} [training]: teacher wants stock: it holds what the teacher restored"
         )
     if recipe.training.stock < 0:
         raise RecipeError(

@@ -42,6 +42,7 @@ class Stock:
         processes: that code; one for each core but one, or two where a GPU is to be kept busy, if
             it is left out.
         often: qualities that LR of a part is coded at, as making it takes the training's own time.
+        teacher: a model whose restorations are drawn instead of the photos.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class Stock:
         device: torch.device,
         processes: int = 0,
         often: int = 1,
+        teacher: str = "",
     ) -> None:
         self.size, self.codec, self.told, self.often = size, codec, told, often
+        self.teacher = teacher
         self.wholes, self.shrunk, self.qualities = wholes, shrunk, qualities
         self.random, self.device = random, device
         self.coded = 0  # so far
@@ -113,8 +116,9 @@ class Stock:
             done, _ = wait(self._waiting, None if block else 0, FIRST_COMPLETED)
             for future in done:
                 high = self._waiting.pop(future)
-                low, told = future.result()
-                self._put(high, torch.from_numpy(low).permute(2, 0, 1), told / 100)
+                low, told, *restored = future.result()
+                planes = [torch.from_numpy(image).permute(2, 0, 1) for image in (low, *restored)]
+                self._put(high, planes, told / 100)
 
     @torch.no_grad()
     def _start(self, count: int) -> None:
@@ -124,13 +128,17 @@ class Stock:
         high = wholes.mul(255).round().byte()
         qualities = self.qualities(self.often * count).round().int().tolist()
         for i, quality in enumerate(qualities):
-            level = levels[i % count]
-            future = self._pool.submit(coding.stored, self.codec, level, quality, self.told)
+            given = self.codec, levels[i % count], quality, self.told
+            if self.teacher:
+                future: Future[Any] = self._pool.submit(coding.taught, *given, self.teacher)
+            else:
+                future = self._pool.submit(coding.stored, *given)
             self._waiting[future] = high[i % count]
 
-    def _put(self, high: Tensor, low: Tensor, told: float) -> None:
-        low = low.to(self.device)
+    def _put(self, high: Tensor, coded: list[Tensor], told: float) -> None:
+        low, *restored = (image.to(self.device) for image in coded)
         missed = lost(high[None].float() / 255, low[None].float() / 255)[0]
+        high = restored[0] if restored else high
         given = (high, low, torch.tensor(told, device=self.device), missed)
         if not self._held:
             self._held = [g.new_empty((self.size, *g.shape)) for g in given]
