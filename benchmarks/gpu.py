@@ -194,7 +194,9 @@ def networks(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--megapixels", type=float, default=24)
-    parser.add_argument("--models", nargs="*", default=["car-x2-avif", "car-x4-avif"])
+    parser.add_argument(
+        "--models", nargs="*", default=["car-x2-avif", "car-x2-avif-fast", "car-x4-avif"]
+    )
     parser.add_argument("--engines", nargs="*")
     parser.add_argument("--repeat", type=int, default=20)
     arguments = parser.parse_args()

@@ -74,7 +74,8 @@ def with_slower(own: list[Codec], engine: str) -> list[Codec]:
     for card in zoo.installed():
         name = f"carcodec-{card.storage}"
         members = [c for c in found if name in c.families]
-        if not card.large or not members or card.version < zoo.find(card.name).version:
+        slow = card.name.endswith("-hq")
+        if not slow or not members or card.version < zoo.find(card.name).version:
             continue
         (slower,) = carcodecs([card.storage], [card.name], engine=engine)
         by_itself = engine.partition(":")[

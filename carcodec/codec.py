@@ -263,8 +263,9 @@ def decode(
     16-bit colour, which Pillow has no mode for, becomes 8-bit: see :func:`decode_array`.
     With a ``region``, left, top, right and bottom in the photo's pixels as for Pillow's ``crop``,
     the network runs only there; what it restores is the same. ``model`` restores with another
-    model than the file's own: see :func:`restorer`. ``self_ensemble`` takes eight times as long and
-    comes nearer to the photo, for models that store its own pixels: see :mod:`.ensemble`.
+    model than the file's own, ``newest`` or ``fast``: see :func:`restorer`. ``self_ensemble`` takes
+    eight times as long and comes nearer to the photo, for models that store its own pixels: see
+    :mod:`.ensemble`.
 
     Raises:
         ContainerError, DigestMismatchError: not a sound .carimg file.
@@ -545,7 +546,8 @@ def restorer(own: zoo.ModelCard, model: str) -> zoo.ModelCard:
     """The model called ``model``, for what ``own`` made; ``newest`` is its newest that fits.
 
     One fits whose downscaler is the same, trained for the same storage codec and told the same of
-    it: a later version whose upscaler alone went on learning, or a larger network.
+    it: a later version whose upscaler alone went on learning, or another network. ``fast`` is the
+    one of these that is named so, with a small upscaler, or ``own`` where there is none.
 
     Raises:
         ModelNotFoundError: it is not installed.
@@ -558,12 +560,15 @@ def restorer(own: zoo.ModelCard, model: str) -> zoo.ModelCard:
     if model == "newest":
         later = [c for c in zoo.installed() if c.name == own.name and made(c) == made(own)]
         return max([own, *later], key=lambda card: card.version)
+    if model == "fast":
+        quick = [c for c in zoo.installed() if c.name == f"{own.usual}-fast"]  # newest first
+        return next((c for c in quick if made(c) == made(own)), own)
     card = zoo.find(model)
     if made(card) != made(own):
         fitting = {c.name for c in zoo.installed() if made(c) == made(own)} | {own.name}
         raise ImageError(
             f"{card.name} version {card.version} is not made to restore what {own.name} version "
-            f"{own.version} makes; what is: {', '.join(sorted(fitting))}, or newest"
+            f"{own.version} makes; what is: {', '.join(sorted(fitting))}, newest or fast"
         )
     return card
 

@@ -148,7 +148,7 @@ def branches(storage_codec: str, scale: int = 0) -> list[str]:
 
 def _choosable(scale: int) -> list[zoo.ModelCard]:
     """Installed models of a scale, or of all, but the large forms, which are slow: asked for."""
-    return [c for c in zoo.installed() if scale in (0, c.scale) and not c.large]
+    return [c for c in zoo.installed() if scale in (0, c.scale) and c.name == c.usual]
 
 
 def _plain(scale: int, lossless: bool) -> str:

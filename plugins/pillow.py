@@ -10,9 +10,10 @@ from PIL import Image, ImageFile
 from carcodec import codec, container, storage
 from carcodec.errors import CarcodecError, UnsupportedError
 
-__all__ = ["CarimgImageFile", "register", "save"]
+__all__ = ["DECODE_MODEL", "CarimgImageFile", "register", "save"]
 
 FORMAT = "CARIMG"
+DECODE_MODEL = ""  # the file's own; "fast" or "newest": see :func:`carcodec.codec.restorer`
 _PILLOW_MODES = {"RGB;16": "RGB", "RGBA;16": "RGBA"}
 
 
@@ -21,8 +22,9 @@ class CarimgImageFile(ImageFile.ImageFile):
 
     ``mode``, ``size`` and ``info`` (``model``, ``model_version``, ``scale``, ``storage``,
     ``quality``, which the upscaler is told, and ``exif``, ``icc_profile``, ``xmp`` where present)
-    come without decoding anything. ``load()`` decodes; after ``draft()`` asked for a size no larger
-    than the stored small image (``thumbnail()`` does), that image is loaded and no network runs.
+    come without decoding anything. ``load()`` decodes, by :data:`DECODE_MODEL`; after ``draft()``
+    asked for a size no larger than the stored small image (``thumbnail()`` does), that image is
+    loaded and no network runs.
     """
 
     format = FORMAT
@@ -99,7 +101,7 @@ class CarimgImageFile(ImageFile.ImageFile):
                 if self._small:
                     image = codec.thumbnail(self._file, self._small)
                 else:
-                    image = codec.decode(self._file)
+                    image = codec.decode(self._file, model=DECODE_MODEL)
             except CarcodecError as error:
                 raise OSError(str(error)) from error
             if image.mode != self.mode:

@@ -145,11 +145,39 @@ def test_an_old_file_restored_by_a_later_model(taipei: Image.Image) -> None:
             carcodec.decode(data, model=other)
     with pytest.raises(ModelNotFoundError, match="nothing-x9 is not installed"):
         carcodec.decode(data, model="nothing-x9")
-    # of one that has no later version, newest is its own
+    # of one that has no later version or small network, these are its own
     grey = carcodec.encode(photo, model="tad-grey").data
-    assert np.array_equal(
-        carcodec.decode_array(grey, model="newest", **run), carcodec.decode_array(grey, **run)
+    for asked in ("newest", "fast"):
+        assert np.array_equal(
+            carcodec.decode_array(grey, model=asked, **run), carcodec.decode_array(grey, **run)
+        )
+
+
+@pytest.mark.parametrize(
+    ("model", "quality", "share"), [("car-x2-avif", 50, 0.3), ("car-x1-avif", 30, 0.5)]
+)
+def test_a_file_restored_quickly(
+    model: str, quality: float, share: float, taipei: Image.Image
+) -> None:
+    """By a small network, which brings most of what the file's own does."""
+    photo = taipei.crop((240, 320, 432, 464))
+    encoded = carcodec.encode(photo, model=model, quality=quality)
+    run = {"engine": "onnxruntime:fp32"}
+    own, fast, named = (
+        carcodec.decode_array(encoded.data, model=asked, **run)
+        for asked in ("", "fast", f"{model}-fast")
     )
+    assert np.array_equal(fast, named)
+    small = carcodec.thumbnail(encoded.data)
+    plain = np.asarray(small.resize(photo.size, Image.Resampling.BICUBIC))
+    image = np.asarray(photo)
+    best, quick, least = (metrics.psnr(image, found) for found in (own, fast, plain))
+    assert 0 < best - quick < share * (best - least)
+    sizes = [zoo.find(name).upscaler.parameters or 0 for name in (f"{model}-fast", model)]
+    assert 0 < sizes[0] < sizes[1] / 4
+    # encoded by that name, it is restored by it
+    again = carcodec.encode(photo, model=f"{model}-fast", quality=quality)
+    assert np.array_equal(carcodec.decode_array(again.data, **run), fast)
 
 
 @pytest.mark.parametrize(

@@ -105,17 +105,20 @@ def _own(folder: Path, like: zoo.ModelCard, names: tuple[str, ...], old: str, ne
 def test_models_of_ones_own_join(
     tmp_path: Path, tiny: zoo.ModelCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _own(tmp_path, tiny, ("own-x2", "own-x2-hq"), "{ batch", '{ codec = "webp", batch')
+    forms = ("own-x2", "own-x2-hq", "own-x2-fast")
+    _own(tmp_path, tiny, forms, "{ batch", '{ codec = "webp", batch')
     monkeypatch.setenv(zoo.MODELS_VARIABLE, str(tmp_path))
-    assert dial.branches("webp") == ["own-x2"]  # the large one is slow, and taken by name only
+    assert dial.branches("webp") == ["own-x2"]  # the others are taken by name only
     assert settle(storage_codec="webp") == Setting("own-x2", "webp", 50)
-    assert settle(model="own-x2-hq") == Setting("own-x2-hq", "webp", 50)
+    for name in forms:
+        assert settle(model=name) == Setting(name, "webp", 50)
 
 
-def test_a_large_model_is_no_stopgap(
-    tmp_path: Path, tiny: zoo.ModelCard, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("form", ["hq", "fast"])
+def test_a_form_of_a_model_is_no_stopgap(
+    form: str, tmp_path: Path, tiny: zoo.ModelCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _own(tmp_path, tiny, ("a-x5-hq", "b-x5"), "scale = 2", "scale = 5")
+    _own(tmp_path, tiny, (f"a-x5-{form}", "b-x5"), "scale = 2", "scale = 5")
     monkeypatch.setenv(zoo.MODELS_VARIABLE, str(tmp_path))
     assert settle(scale=5, quality=None).model == "b-x5"
 

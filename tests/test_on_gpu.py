@@ -94,7 +94,7 @@ def test_the_convolution_is_its_definition(count: int, n: int, h: int, w: int) -
     assert kernel(*given, was, was) is was and (was.cpu() - wanted - before).abs().max() < 0.02
 
 
-@pytest.mark.parametrize("name", ["car-x2-avif", "car-x1-avif", "car-x4"])
+@pytest.mark.parametrize("name", ["car-x2-avif", "car-x1-avif", "car-x1-avif-fast", "car-x4"])
 def test_every_way_of_running_an_upscaler_is_right(name: str) -> None:
     card, device = zoo.find(name), torch.device("cuda", 0)
     module = pytorch.network(card, "upscaler")

@@ -50,6 +50,20 @@ def test_load_decodes(path: Path) -> None:
         assert np.array_equal(image, carcodec.decode(path.read_bytes()))
 
 
+def test_programs_choose_what_restores(
+    taipei: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "photo.carimg"
+    taipei.crop((240, 320, 336, 400)).save(target)
+    for model in ("", "fast"):
+        monkeypatch.setattr(carcodec.plugins.pillow, "DECODE_MODEL", model)
+        with Image.open(target) as opened:
+            assert np.array_equal(opened, carcodec.decode(target.read_bytes(), model=model))
+    monkeypatch.setattr(carcodec.plugins.pillow, "DECODE_MODEL", "tad-grey")
+    with Image.open(target) as opened, pytest.raises(OSError, match=r"tad-grey version \d is not"):
+        opened.load()
+
+
 def test_thumbnail_runs_no_network(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "decode", None)
     with Image.open(path) as image:

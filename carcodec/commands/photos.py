@@ -175,8 +175,8 @@ def decode(
     model: Annotated[
         str,
         typer.Option(
-            help="Restore with another model that has the same downscaler, or with its newest "
-            "version that has: newest.",
+            help="Restore with another model that has the same downscaler: newest is its newest "
+            "version that has, fast a small network where there is one.",
             show_default="the file's own",
         ),
     ] = "",

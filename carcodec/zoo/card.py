@@ -131,9 +131,9 @@ class ModelCard:
         return self.downscaler.family == "none" or (self.fixed and kind != "nearest")
 
     @property
-    def large(self) -> bool:
-        """Whether it is a slower form of the model named without ``-hq``: taken only by name."""
-        return self.name.endswith("-hq")
+    def usual(self) -> str:
+        """The name of what it is a form of: ``-hq`` is slower, ``-fast`` quicker, else its own."""
+        return self.name.removesuffix("-hq").removesuffix("-fast")
 
     def step(self, side: str) -> ModelCard:
         """What an engine loads of a side: the card as it is, or one of a single step's scale."""
