@@ -527,10 +527,16 @@ def test_a_teachers_restorations_stand_in_for_photos(
     trainer, _ = trained(path, data, steps=3)
     assert trainer.stock is not None and trainer.stock.teacher == "car-x2-avif"
     trainer.close()
-    path.write_text(path.read_text().replace("car-x2-avif", "car-x4-avif"))
-    with pytest.raises(TrainingError, match="car-x4-avif is of scale 4, the recipe of 2"):
-        loop._Trainer(load_recipe(path), data, torch.device("cpu"))
-    path.write_text(path.read_text().replace("car-x4-avif", "nobody"))
+    text = path.read_text()
+    for other, why in (
+        ("car-x4-avif", "for scale 4, avif storage and its quality, the recipe for scale 2, avif"),
+        ("car-x2-jpeg2000", "for scale 2, jpeg2000 storage"),
+        ("car-x2", "for scale 2, lossless storage"),
+    ):
+        path.write_text(text.replace("car-x2-avif", other))
+        with pytest.raises(TrainingError, match=f"the teacher {other} is {why}"):
+            loop._Trainer(load_recipe(path), data, torch.device("cpu"))
+    path.write_text(text.replace("car-x2-avif", "nobody"))
     with pytest.raises(ModelNotFoundError, match="model nobody is not installed"):
         loop._Trainer(load_recipe(path), data, torch.device("cpu"))
 

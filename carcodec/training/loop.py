@@ -137,10 +137,14 @@ class _Trainer:
             else:
                 self.downscaler.compile()
         self.stock: Stock | None = None
-        if schedule.teacher and (card := zoo.find(schedule.teacher)).scale != recipe.scale:
-            raise TrainingError(
-                f"the teacher {card.name} is of scale {card.scale}, the recipe of {recipe.scale}"
-            )
+        if schedule.teacher:
+            card, wanted = zoo.find(schedule.teacher), (schedule.codec, schedule.told)
+            if (card.scale, card.storage, card.told) != (recipe.scale, *wanted):
+                raise TrainingError(
+                    f"the teacher {card.name} is for scale {card.scale}, "
+                    f"{card.storage or 'lossless'} storage and its {card.told}, the recipe for "
+                    f"scale {recipe.scale}, {schedule.codec} and its {schedule.told}"
+                )
         if schedule.stock:
             self.stock = Stock(
                 schedule.stock, self._wholes, self._shrunk, self._drawn, schedule.codec,
