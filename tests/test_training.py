@@ -733,6 +733,29 @@ def test_another_upscaler_is_trained_for_a_downscaler_that_is_there(
             loop._Trainer(load_recipe(path), data, torch.device("cpu")).start_from(checkpoint)
 
 
+def test_a_downscaler_of_any_family_that_learns_wants_its_upscaler(
+    tmp_path: Path, data: Path
+) -> None:
+    text = recipe(tmp_path, family="tad").read_text()
+    text = text.replace('family = "tad"', 'family = "tad"\nwidth = 8\nblocks = 1')
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    first = loop._Trainer(load_recipe(path), data, torch.device("cpu"))
+    first.save(tmp_path / "checkpoint.pt")
+    text = text.replace("stride = 1", "stride = 2")
+    path.write_text(text)
+    other = loop._Trainer(load_recipe(path), data, torch.device("cpu"))
+    with pytest.raises(TrainingError, match="another size than the recipe's"):
+        other.start_from(tmp_path / "checkpoint.pt")
+    path.write_text(text.replace("downscaler_rate = 1.0", "downscaler_rate = 0.0"))
+    frozen = loop._Trainer(load_recipe(path), data, torch.device("cpu"))
+    frozen.start_from(tmp_path / "checkpoint.pt")
+    for ours, theirs in zip(
+        frozen.downscaler.parameters(), first.downscaler.parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
 def test_a_run_can_start_from_a_model(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,11 +95,25 @@ def _cpu_has_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def _check_teacher(recipe: Recipe) -> None:
+    schedule = recipe.training
+    if not schedule.teacher:
+        return
+    card, wanted = zoo.find(schedule.teacher), (schedule.codec, schedule.told)
+    if (card.scale, card.storage, card.told) != (recipe.scale, *wanted):
+        raise TrainingError(
+            f"the teacher {card.name} is for scale {card.scale}, {card.storage or 'lossless'} "
+            f"storage and its {card.told}, the recipe for scale {recipe.scale}, {schedule.codec} "
+            f"and its {schedule.told}"
+        )
+
+
 class _Trainer:
     def __init__(
         self, recipe: Recipe, folder: Path, device: torch.device, world: World | None = None
     ) -> None:
         schedule = recipe.training
+        _check_teacher(recipe)  # first: photos take a while to load
         torch.manual_seed(schedule.seed)
         if device.type == "cuda":  # all batches are of one shape
             torch.backends.cudnn.benchmark = True
@@ -137,14 +151,6 @@ class _Trainer:
             else:
                 self.downscaler.compile()
         self.stock: Stock | None = None
-        if schedule.teacher:
-            card, wanted = zoo.find(schedule.teacher), (schedule.codec, schedule.told)
-            if (card.scale, card.storage, card.told) != (recipe.scale, *wanted):
-                raise TrainingError(
-                    f"the teacher {card.name} is for scale {card.scale}, "
-                    f"{card.storage or 'lossless'} storage and its {card.told}, the recipe for "
-                    f"scale {recipe.scale}, {schedule.codec} and its {schedule.told}"
-                )
         if schedule.stock:
             self.stock = Stock(
                 schedule.stock, self._wholes, self._shrunk, self._drawn, schedule.codec,
@@ -469,8 +475,8 @@ class _Trainer:
         What that run lacks or has in another size starts afresh: a conditioned upscaler may start
         from one that is not (its gains are then 1), another scale from the features of this one,
         a downscaler of any size from bicubic. An EDSR that is wider or deeper begins by computing
-        what the smaller one does (:meth:`.car.EDSR.grown`). Where the upscaler learns alone, a
-        downscaler that fits is enough: for it another upscaler is trained.
+        what the smaller one does (:meth:`.car.EDSR.grown`). A downscaler that fits and does not
+        learn is enough: for it another upscaler is trained.
 
         Raises:
             TrainingError: fewer than half of the upscaler's weights fit, nor does that downscaler.
@@ -483,7 +489,8 @@ class _Trainer:
         fits = {k: v for k, v in other.items() if k in own and own[k].shape == v.shape}
         side = "upscaler" if any(True for _ in self.upscaler.parameters()) else "downscaler"
         taken = sum(v.numel() for k, v in fits.items() if k.startswith(side))
-        kept = {k for k in own if k.startswith("downscaler") and not self._downscaler_learns}
+        frozen = self.schedule.downscaler_rate == 0  # whatever its family
+        kept = {k for k in own if k.startswith("downscaler") and frozen}
         enough = kept and kept <= set(fits)
         if not enough and taken < sum(v.numel() for k, v in own.items() if k.startswith(side)) / 2:
             raise TrainingError(f"{path} holds {side} weights of another size than the recipe's")
