@@ -9,7 +9,7 @@ import os
 import struct
 import sys
 import warnings
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ __all__ = [
     "check_output",
     "image_bytes",
     "inputs",
-    "output_path",
+    "output_paths",
     "read_bytes",
     "read_photo",
     "within",
@@ -88,12 +88,32 @@ def within(folder: Path, suffixes: Container[str]) -> list[Path]:
     )
 
 
-def output_path(source: str, relative: Path, output: str | None, many: bool, suffix: str) -> str:
-    """Where the result of ``source`` goes.
+def output_paths(
+    found: list[tuple[str, Path]], output: str | None, many: bool, suffix: str
+) -> list[str]:
+    """Where the results of ``found`` go, which :func:`inputs` returned.
 
     ``output`` may be ``-``, a file, a folder (existing, ending in a separator, or needed because
-    there are several inputs), or None for beside the source.
+    there are several inputs), or None for beside the source. ``suffix`` replaces the source's, and
+    follows it where two would have the same name: a.jpg and a.heic become a.jpg.carimg and
+    a.heic.carimg, whatever has been encoded before.
     """
+
+    def named(ending: Callable[[Path], str]) -> list[str]:
+        return [_output_path(s, r, output, many, ending(r)) for s, r in found]
+
+    short = named(lambda relative: suffix)
+    long = named(lambda relative: relative.suffix + suffix)
+    alike: dict[str, list[str]] = {}
+    for one, other in zip(short, long, strict=True):
+        alike.setdefault(one, []).append(other)
+    return [
+        other if len(alike[one]) == len(set(alike[one])) > 1 else one
+        for one, other in zip(short, long, strict=True)
+    ]
+
+
+def _output_path(source: str, relative: Path, output: str | None, many: bool, suffix: str) -> str:
     if output == "-" or (output is None and source == "-"):
         return "-"
     if output is None:

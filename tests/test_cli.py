@@ -319,10 +319,18 @@ def test_existing_files_are_kept_unless_told(
 def test_two_inputs_of_one_name_do_not_overwrite_each_other(
     folder: Path, photo: Image.Image, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photo.save(folder / "a.webp")
-    out = folder / "out"
-    assert run("encode", folder / "a.png", folder / "a.webp", "-o", out, *FAST, "--overwrite") == 1
-    assert f"is the result of {folder / 'a.png'}: give one of them" in error_of(capsys)
+    photo.save(folder / "a.webp", lossless=True)
+    out, back = folder / "out", folder / "back"
+    assert run("encode", folder / "a.png", folder / "a.webp", "-o", out, *FAST) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["a.png.carimg", "a.webp.carimg"]
+    assert run("encode", folder, "-o", out, "--skip-existing", *FAST) == 0
+    assert "2 there already" in error_of(capsys)
+    assert run("decode", out, "-o", back, "-q") == 0
+    assert {"a.png.png", "a.webp.png"} < {p.name for p in back.rglob("*.png")}
+    shutil.copy(folder / "a.png", folder / "sub" / "a.png")
+    several = folder / "a.png", folder / "sub" / "a.png"
+    assert run("encode", *several, "-o", out, *FAST, "--overwrite") == 1
+    assert f"is the result of {several[0]}: give one of them" in error_of(capsys)
 
 
 def test_streams(folder: Path) -> None:

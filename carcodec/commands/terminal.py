@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,7 +107,7 @@ def each(
         raise typer.BadParameter(f"several inputs need a folder, {output} is a file")
     kept = failures = taken = written = 0
     start = time.perf_counter()
-    targets = [files.output_path(s, r, output, many, suffix) for s, r in found]
+    targets = files.output_paths(found, output, many, suffix)
     first = {target: at for at, target in reversed(list(enumerate(targets)))}
     stopped = threading.Event()
     with progress_bar("", disable=quiet) as bar:
@@ -175,17 +175,14 @@ def _size(name: str) -> int:
         return 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def progress_bar(unit: str, disable: bool = False) -> Iterator[Progress]:
     columns: list[Any] = [TextColumn("{task.description}", markup=False), BarColumn()]
     columns += [MofNCompleteColumn(), TextColumn(unit)] if unit else [TaskProgressColumn()]
-    with Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=screen,
-        transient=True,
-        disable=disable or not screen.is_terminal,
-    ) as bar:
+    silent = disable or not screen.is_terminal
+    bar = Progress(*columns, TimeRemainingColumn(), console=screen, transient=True, disable=silent)
+    # Rich before 15 ends even a disabled one with an empty line
+    with contextlib.nullcontext() if silent else bar:
         yield bar
 
 
