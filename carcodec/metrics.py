@@ -7,7 +7,7 @@ import math
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,23 +43,30 @@ def psnr(original: NDArray[Any], restored: NDArray[Any], border: int = 0) -> flo
         ValueError: shapes or dtypes differ.
     """
     a, b = _pair(original, restored, border)
-    if original.dtype == np.uint8:  # whole numbers are exact, and ten times as fast
-        difference = np.subtract(a, b, dtype=np.int32)
-        error = float(np.square(difference, out=difference).sum(dtype=np.int64) / a.size)
-    else:
-        error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
+    error = squared_error(a, b) / a.size
     peak = 65535 if original.dtype == np.uint16 else 255
     return math.inf if error == 0 else 10 * math.log10(peak**2 / error)
 
 
-def squared_error(original: NDArray[np.uint8], restored: NDArray[np.uint8]) -> float:
+def squared_error(original: NDArray[Any], restored: NDArray[Any]) -> float:
     """Sum over all samples; no copy of a whole image is made."""
-    total = 0
-    for top in range(0, len(original), 256):
-        rows = slice(top, top + 256)
-        difference = np.subtract(original[rows], restored[rows], dtype=np.int32)
-        total += int(np.square(difference, out=difference).sum(dtype=np.int64))
-    return float(total)
+    exact = original.dtype == np.uint8  # whole numbers, and ten times as fast
+    kind, wide = (np.int32, np.int64) if exact else (np.float64, np.float64)
+    total = 0.0
+    for rows in _strips(original):
+        difference = np.subtract(original[rows], restored[rows], dtype=kind)
+        total += float(np.square(difference, out=difference).sum(dtype=wide))
+    return total
+
+
+def _strips(image: NDArray[Any], beyond: int = 0) -> Iterator[slice]:
+    """Rows of an image, about a quarter of a megapixel each, and ``beyond`` more that they share.
+
+    Figures of photos of hundreds of megapixels would take tens of gigabytes at once.
+    """
+    rows = max(2**18 // max(image.shape[1], 1), 16)
+    for top in range(0, len(image) - beyond, rows):
+        yield slice(top, top + rows + beyond)
 
 
 def ssim(original: NDArray[Any], restored: NDArray[Any], border: int = 0) -> float:
@@ -71,11 +78,15 @@ def ssim(original: NDArray[Any], restored: NDArray[Any], border: int = 0) -> flo
     Raises:
         ValueError: shapes or dtypes differ.
     """
-    a, b = (x.astype(np.float64) for x in _pair(original, restored, border))
+    a, b = _pair(original, restored, border)
     if min(a.shape[:2]) < 11:
         return math.nan
-    similarity, _ = _structure(a, b, 65535 if original.dtype == np.uint16 else 255)
-    return float(similarity.mean())
+    peak = 65535 if original.dtype == np.uint16 else 255
+    total = count = 0.0
+    for rows in _strips(a, 10):
+        similarity, _ = _structure(a[rows].astype(np.float64), b[rows].astype(np.float64), peak)
+        total, count = total + float(similarity.sum()), count + similarity.size
+    return total / count
 
 
 def ms_ssim(original: NDArray[Any], restored: NDArray[Any]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -40,6 +41,22 @@ def test_psnr_is_scikit_images(pair: tuple[np.ndarray, np.ndarray]) -> None:
     deep = [image.astype(np.uint16) * np.uint16(257) for image in pair]
     assert metrics.psnr(*deep) == pytest.approx(metrics.psnr(a, b))
     assert metrics.ssim(*deep) == pytest.approx(metrics.ssim(a, b))
+
+
+def test_large_pictures_are_measured_in_strips(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    a, b = (np.tile(image, (4, 2, 1)) for image in pair)
+    expected = structural_similarity(
+        a[..., 1], b[..., 1], gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+        data_range=255,
+    )  # fmt: skip
+    assert metrics.ssim(a[..., 1], b[..., 1]) == pytest.approx(expected, abs=1e-6)
+    assert metrics.psnr(a, b) == pytest.approx(metrics.psnr(*pair))
+    tracemalloc.start()
+    metrics.ssim(a, b)
+    metrics.psnr(a, b)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 16 * 8 * 3 * 2**18  # a dozen arrays of a strip, and some
 
 
 def test_luma_spans_16_to_235() -> None:
