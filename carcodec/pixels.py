@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,9 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from carcodec.errors import ImageError
 
-__all__ = ["Photo", "from_any", "from_array", "from_image", "to_array", "to_image"]
+__all__ = [
+    "Photo", "from_any", "from_array", "from_image", "to_array", "to_image", "without_maker_note",
+]  # fmt: skip
 
 Plane = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -178,6 +180,32 @@ def _exif(image: Image.Image) -> bytes | None:
     if not len(exif):
         return None
     return data if data.startswith(b"Exif\x00\x00") else b"Exif\x00\x00" + data
+
+
+def without_maker_note(photo: Photo) -> Photo:
+    """The photo without the maker's note in its EXIF (tag 37500); all other tags stay.
+
+    Some cameras' take 15 kB even packed, a third of a small file, and their makers' programs alone
+    read all of them.
+
+    Raises:
+        ImageError: the EXIF data cannot be written again.
+    """
+    if not photo.exif:
+        return photo
+    exif = Image.Exif()
+    try:
+        exif.load(photo.exif)
+        inner = dict(exif.get_ifd(ExifTags.IFD.Exif))
+        if inner.pop(ExifTags.Base.MakerNote, None) is None:
+            return photo
+        if interoperability := exif.get_ifd(ExifTags.IFD.Interop):
+            inner[ExifTags.IFD.Interop] = dict(interoperability)
+        exif[ExifTags.IFD.Exif] = inner
+        data = exif.tobytes()
+    except Exception as error:  # as above
+        raise ImageError(f"the picture's EXIF data cannot be copied: {error}") from error
+    return replace(photo, exif=data)
 
 
 def _xmp(image: Image.Image) -> bytes | None:

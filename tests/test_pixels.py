@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -215,3 +216,40 @@ def test_any_size_with_the_shipped_models(
     # the networks see zeros around the image: all of a tiny one is border
     assert error.max() <= (6 if min(size) > 16 else 12)
     assert error[24:-24, 24:-24].max(initial=0) <= 1
+
+
+def test_only_the_makers_note_can_be_left_out(photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "Carcodec"
+    inner = {
+        ExifTags.Base.ExposureTime: 0.01,
+        ExifTags.Base.MakerNote: bytes(range(256)) * 9,
+        ExifTags.Base.LensModel: "50 mm",
+        ExifTags.IFD.Interop: {1: "R98"},
+    }
+    exif[ExifTags.IFD.Exif] = inner
+    exif[ExifTags.IFD.GPSInfo] = {ExifTags.GPS.GPSLatitudeRef: "N"}
+    photo.info["exif"] = exif.tobytes()
+    whole = pixels.from_image(photo)
+    assert whole.exif is not None and len(whole.exif) > 256 * 9
+    less = pixels.without_maker_note(whole)
+    assert less.exif is not None and len(less.exif) < 300
+    assert less.colour is whole.colour
+
+    def told(data: bytes) -> tuple[dict[int, object], ...]:
+        found = Image.Exif()
+        found.load(data)
+        kinds = ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop
+        parts = [dict(found)] + [dict(found.get_ifd(kind)) for kind in kinds]
+        # but for where these lie
+        return tuple({k: v for k, v in part.items() if k not in kinds} for part in parts)
+
+    before, after = told(whole.exif), told(less.exif)
+    assert before[1].pop(ExifTags.Base.MakerNote) == inner[ExifTags.Base.MakerNote]
+    assert after == before
+    assert before[1][ExifTags.Base.LensModel] == "50 mm" and before[3] == {1: "R98"}
+    assert pixels.without_maker_note(less) is less
+    without = pixels.from_array(np.zeros((4, 4), np.uint8))
+    assert pixels.without_maker_note(without) is without
+    with pytest.raises(ImageError, match="EXIF data cannot be copied"):
+        pixels.without_maker_note(replace(whole, exif=b"Exif\x00\x00II*\x00"))

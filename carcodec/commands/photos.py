@@ -77,6 +77,10 @@ def encode(
     strip: Annotated[
         bool, typer.Option("--strip", help="Leave EXIF and XMP out; the colour profile stays.")
     ] = False,
+    strip_maker_note: Annotated[
+        bool,
+        typer.Option("--strip-maker-note", help="Leave EXIF's maker note out: 15 kB of a Sony's."),
+    ] = False,
     effort: Annotated[
         int,
         typer.Option(
@@ -114,6 +118,8 @@ def encode(
         photo = files.read_photo(source)
         if strip:
             photo = dataclasses.replace(photo, exif=None, xmp=None)
+        if strip_maker_note:
+            photo = named(source, lambda: pixels.without_maker_note(photo))
         options: dict[str, Any] = {
             "model": model,
             "scale": wanted,
