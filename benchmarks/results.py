@@ -213,7 +213,8 @@ def page(
         "",
         f"Written by `{command}` on {first.date}, Python {platform.python_version()}. "
         "How codecs are run and figures made is said in [PROTOCOL.md](PROTOCOL.md) and "
-        "[COMPARE.md](COMPARE.md).",
+        "[COMPARE.md](COMPARE.md). Photos as they come from cameras and phones are in "
+        "[CAMERAS.md](CAMERAS.md).",
         "",
         "BD-rates in per cent, computed for each picture and averaged; negative: fewer bits "
         "than the column's codec at equal quality. A number in brackets: pictures with an "
