@@ -293,6 +293,18 @@ def test_a_second_run_measures_nothing(folder: Path, cache: Path, found: Compari
     assert len(calls) == 2 * len(again.points)
 
 
+def test_a_report_has_the_metrics_asked_for_whatever_is_remembered(
+    folder: Path, tmp_path: Path
+) -> None:
+    run = {"rates": (0.1, 3), "points": 2, "cache": tmp_path / "cache"}
+    compare([folder], [TINY], metrics=["psnr", "psnr-y"], **run)
+    both = compare([folder], [TINY, *standard(["jpeg"])], metrics=["psnr"], **run)
+    assert {tuple(point.metrics) for point in both.points} == {("psnr",)}
+    both.report(tmp_path / "report")
+    columns = (tmp_path / "report" / "report.csv").read_text().splitlines()[0].split(",")
+    assert "psnr" in columns and "psnr-y" not in columns
+
+
 def test_jobs_change_no_number(folder: Path, tmp_path: Path, found: Comparison) -> None:
     one = compare([folder], standard(["jpeg", "jpeg2000"]), rates=(0.1, 3), jobs=1, cache=tmp_path)
     several = [(p.bytes, p.metrics["psnr"]) for p in found.points if p.codec.startswith("jpeg")]

@@ -256,7 +256,10 @@ class _Runner:
             if not all(m.name in old.get("metrics", {}) for m in self.metrics):
                 known[name] = self._measure(picture, codec, quality, old)
                 keep(path, known)
-            point = Point(picture.name, codec.name, float(quality), **known[name])
+            kept = known[name]["metrics"]  # others too, where an earlier run asked for them
+            asked = {metric.name: kept[metric.name] for metric in self.metrics}
+            about = {**known[name], "metrics": asked}
+            point = Point(picture.name, codec.name, float(quality), **about)
             found.append(point)
             with self.lock:
                 self.done += 1 / len(codec.qualities)
