@@ -81,12 +81,8 @@ def ssim(original: NDArray[Any], restored: NDArray[Any], border: int = 0) -> flo
     a, b = _pair(original, restored, border)
     if min(a.shape[:2]) < 11:
         return math.nan
-    peak = 65535 if original.dtype == np.uint16 else 255
-    total = count = 0.0
-    for rows in _strips(a, 10):
-        similarity, _ = _structure(a[rows].astype(np.float64), b[rows].astype(np.float64), peak)
-        total, count = total + float(similarity.sum()), count + similarity.size
-    return total / count
+    similarity, _ = _structure(a, b, 65535 if original.dtype == np.uint16 else 255)
+    return float(np.mean(similarity))
 
 
 def ms_ssim(original: NDArray[Any], restored: NDArray[Any]) -> float:
@@ -100,7 +96,7 @@ def ms_ssim(original: NDArray[Any], restored: NDArray[Any]) -> float:
     Raises:
         ValueError: shapes or dtypes differ.
     """
-    a, b = (x.astype(np.float64) for x in _pair(original, restored, 0))
+    a, b = _pair(original, restored, 0)
     if min(a.shape[:2]) < 11 * 2 ** (len(_MS_WEIGHTS) - 1):
         return math.nan
     peak = 65535 if original.dtype == np.uint16 else 255
@@ -109,16 +105,24 @@ def ms_ssim(original: NDArray[Any], restored: NDArray[Any]) -> float:
         if scale:
             a, b = _halve(a), _halve(b)
         similarity, contrast = _structure(a, b, peak)
-        last = scale == len(_MS_WEIGHTS) - 1
-        mean = (similarity if last else contrast).mean((0, 1))
+        mean = similarity if scale == len(_MS_WEIGHTS) - 1 else contrast
         score = score * np.maximum(mean, 0) ** weight
     return float(np.mean(score))
 
 
-def _structure(
+def _structure(a: NDArray[Any], b: NDArray[Any], peak: int) -> tuple[Any, Any]:
+    """SSIM, and its factor for contrast and structure alone: means over all windows, by channel."""
+    sums: list[Any] = [0.0, 0.0]
+    for rows in _strips(a, 10):
+        found = _at_windows(a[rows].astype(np.float64), b[rows].astype(np.float64), peak)
+        sums = [one + part.sum((0, 1)) for one, part in zip(sums, found, strict=True)]
+    windows = (a.shape[0] - 10) * (a.shape[1] - 10)
+    return sums[0] / windows, sums[1] / windows
+
+
+def _at_windows(
     a: NDArray[np.float64], b: NDArray[np.float64], peak: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """SSIM at every window, and its factor for contrast and structure alone."""
     c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
     mean_a, mean_b = _blur(a), _blur(b)
     var_a = _blur(a * a) - mean_a**2
@@ -128,10 +132,13 @@ def _structure(
     return contrast * (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1), contrast
 
 
-def _halve(image: NDArray[np.float64]) -> NDArray[np.float64]:
+def _halve(image: NDArray[Any]) -> NDArray[np.float64]:
     height, width = (side // 2 * 2 for side in image.shape[:2])
-    rows = image[:height:2] + image[1:height:2]
-    found: NDArray[np.float64] = (rows[:, :width:2] + rows[:, 1:width:2]) / 4
+    found = np.zeros((height // 2, width // 2, *image.shape[2:]))
+    for row in (0, 1):
+        for column in (0, 1):
+            found += image[row:height:2, column:width:2]
+    found /= 4
     return found
 
 
