@@ -372,8 +372,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=0)
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--fast", action="store_true", help="without self-ensembles")
-    parser.add_argument("--storage", choices=["jpeg2000"], help="its models alone")
-    parser.add_argument("--figure", action="store_true", help="docs/rd.png alone")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--storage", choices=["jpeg2000"], help="its models alone")
+    part.add_argument("--figure", action="store_true", help="docs/rd.png alone")
     arguments = parser.parse_args()
     engine = arguments.engine
     own = carcodecs(
@@ -407,14 +408,15 @@ def main() -> None:
             bar.update(task, completed=1.0)
             return one
 
-        for name in ["Kodak"] if arguments.figure else arguments.sets:
+        if arguments.figure:
+            pictures = sorted((arguments.folder / "Kodak").glob("*.png"))
+            draw(measured("Kodak", pictures, chosen, 2.0, ("psnr",)))
+            return
+        for name in arguments.sets:
             pictures = sorted((arguments.folder / name).glob("*.png"))
             if arguments.sample:
                 pictures = pictures[:: EVERY.get(name, 1)]
             kodak = name == "Kodak"
-            if arguments.figure:
-                draw(measured(name, pictures, chosen, 2.0, ("psnr",)))
-                return
             most, wanted = (2.0, MANY) if kodak else (0.5, FEW)
             found[name] = measured(name, pictures, without_slowest(chosen), most, wanted)
             if kodak and not arguments.fast:

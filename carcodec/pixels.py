@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -165,18 +167,24 @@ def to_image(photo: Photo) -> Image.Image:
     return image
 
 
+@contextlib.contextmanager
+def _copying_exif() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Pillow raises what struct or its TIFF writer raise
+        raise ImageError(f"the picture's EXIF data cannot be copied: {error}") from error
+
+
 def _exif(image: Image.Image) -> bytes | None:
     if not len(image.getexif()):
         return None
     exif = Image.Exif()  # a copy: the caller's picture keeps its own
-    try:
+    with _copying_exif():
         exif.load(image.getexif().tobytes())
         for tag in _TIFF_LAYOUT | {ExifTags.Base.Orientation}:
             if tag in exif:
                 del exif[tag]
         data = exif.tobytes()
-    except Exception as error:  # Pillow raises what struct or its TIFF writer raise
-        raise ImageError(f"the picture's EXIF data cannot be copied: {error}") from error
     if not len(exif):
         return None
     return data if data.startswith(b"Exif\x00\x00") else b"Exif\x00\x00" + data
@@ -194,7 +202,7 @@ def without_maker_note(photo: Photo) -> Photo:
     if not photo.exif:
         return photo
     exif = Image.Exif()
-    try:
+    with _copying_exif():
         exif.load(photo.exif)
         inner = dict(exif.get_ifd(ExifTags.IFD.Exif))
         if inner.pop(ExifTags.Base.MakerNote, None) is None:
@@ -202,10 +210,7 @@ def without_maker_note(photo: Photo) -> Photo:
         if interoperability := exif.get_ifd(ExifTags.IFD.Interop):
             inner[ExifTags.IFD.Interop] = dict(interoperability)
         exif[ExifTags.IFD.Exif] = inner
-        data = exif.tobytes()
-    except Exception as error:  # as above
-        raise ImageError(f"the picture's EXIF data cannot be copied: {error}") from error
-    return replace(photo, exif=data)
+        return replace(photo, exif=exif.tobytes())
 
 
 def _xmp(image: Image.Image) -> bytes | None:

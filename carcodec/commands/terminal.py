@@ -180,8 +180,8 @@ def progress_bar(unit: str, disable: bool = False) -> Iterator[Progress]:
     columns: list[Any] = [TextColumn("{task.description}", markup=False), BarColumn()]
     columns += [MofNCompleteColumn(), TextColumn(unit)] if unit else [TaskProgressColumn()]
     silent = disable or not screen.is_terminal
-    bar = Progress(*columns, TimeRemainingColumn(), console=screen, transient=True, disable=silent)
-    # Rich before 15 ends even a disabled one with an empty line
+    bar = Progress(*columns, TimeRemainingColumn(), console=screen, transient=True)
+    # not begun rather than disabled, which Rich before 15 ends with an empty line
     with contextlib.nullcontext() if silent else bar:
         yield bar
 
